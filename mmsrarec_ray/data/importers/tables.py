@@ -1,0 +1,199 @@
+"""Generic tables: Parquet, CSV or JSON lines, with the columns named in the configuration.
+
+A picture is bytes, a path relative to the data folder, or a URI.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmsrarec_ray.config import Data, ItemColumns
+from mmsrarec_ray.data.importers.base import (
+    Import,
+    Row,
+    RowError,
+    clean_attribute,
+    clean_id,
+    clean_text,
+    find_files,
+    kind_of,
+    parse_json,
+)
+from mmsrarec_ray.data.read import PLACE, Source
+from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.store import Folder
+
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_ISO = r"^\s*\d{4}-\d{2}-\d{2}([T ]|\s*$)"
+_SHOWN = 80  # characters of a wrong value
+_LATEST_MS = 253_402_300_800_000  # the year 10000: later is a wrong unit
+
+
+def open_import(data: Data, folder: Folder) -> Import:
+    files = find_files(folder, data.items, "data.items")
+    kind = kind_of(folder, files, "data.items")
+    c = data.item_columns
+    wanted = tuple(name for name in (c.item_id, c.title, c.text, c.image, *c.attributes) if name)
+    interactions, names = None, {}
+    if data.interactions is not None:
+        i = data.interaction_columns
+        pairs = ((i.user_id, "user_id"), (i.item_id, "item_id"), (i.timestamp, "timestamp"), (i.weight, "weight"))
+        names = {theirs: ours for theirs, ours in pairs if theirs}
+        found = find_files(folder, data.interactions, "data.interactions")
+        interactions_kind = kind_of(folder, found, "data.interactions")
+        interactions = Source(folder, found, interactions_kind, tuple(names))
+    return Import(
+        items=Source(folder, files, kind, wanted),
+        item=partial(_item, columns=c, folder=folder, parse=kind == "jsonl"),
+        interactions=interactions,
+        interaction_table=partial(interaction_columns, names=names, unit=data.timestamp_unit),
+        ordered_by="time" if data.interaction_columns.timestamp else "order",
+    )
+
+
+def _item(row: Row, columns: ItemColumns, folder: Folder, parse: bool) -> dict[str, Any]:
+    if parse:
+        row = parse_json(row["json"])
+    picture = row.get(columns.image) if columns.image else None
+    uri = None if isinstance(picture, bytes) else clean_text(picture, str(columns.image))
+    attributes = {name: clean_attribute(row.get(name), name) for name in columns.attributes}
+    return {
+        "item_id": clean_id(row.get(columns.item_id), columns.item_id),
+        "title": clean_text(row.get(columns.title), columns.title) if columns.title else None,
+        "text": clean_text(row.get(columns.text), columns.text) if columns.text else None,
+        "image": picture if isinstance(picture, bytes) else None,
+        "image_uri": _locate(uri, folder) if uri else None,
+        "attributes": {name: value for name, value in attributes.items() if value},
+    }
+
+
+def _locate(picture: str, folder: Folder) -> str:
+    return picture if "://" in picture or picture.startswith("/") else folder.uri(picture)
+
+
+def interaction_columns(block: pa.Table, names: dict[str, str], unit: str) -> pa.Table:
+    """Rename and convert the columns of a block of interactions; a value that does not convert is a problem.
+
+    names: their column -> ours (user_id, item_id, timestamp, weight); without `timestamp` the order serves.
+    """
+    if "json" in block.column_names:
+        block = _from_json(block, names)
+    problem = block["problem"]
+    ours = {mine: _plain(block, theirs, mine) for theirs, mine in names.items()}
+    columns = {name: pc.utf8_trim_whitespace(ours[name].cast(pa.string())) for name in ("user_id", "item_id")}
+    if "timestamp" in ours:
+        time = _milliseconds(ours["timestamp"], unit)
+        expected = f"timestamp: expected {unit} since 1970 or ISO 8601"
+        problem = _blame(problem, time, ours["timestamp"], "BadTimestamp", expected)
+        columns["timestamp"] = time
+    else:
+        columns["timestamp"] = block["order"]
+    columns["weight"] = pa.nulls(len(block), pa.float32())
+    if "weight" in ours:
+        weight = _finite(_numbers(ours["weight"]).cast(pa.float32()))
+        given = ours["weight"].cast(pa.string())
+        lost = pc.and_(pc.is_null(weight), pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(given), ""), False))
+        problem = _blame(problem, pc.if_else(lost, None, 0.0), ours["weight"], "BadWeight", "weight: expected a number")
+        columns["weight"] = weight
+    place = {name: block[name] for name in PLACE.names} | {"problem": problem}
+    return pa.table(place | columns)
+
+
+def _from_json(block: pa.Table, names: dict[str, str]) -> pa.Table:
+    """One column a field, as strings."""
+    nothing: dict[str, str | None] = dict.fromkeys(names)
+    rows, problems = [], []
+    for line, problem in zip(block["json"].to_pylist(), block["problem"].to_pylist(), strict=True):
+        row = nothing
+        if not problem:
+            try:
+                row = _texts(parse_json(line), names)
+            except RowError as error:
+                problem = str(error)
+        rows.append(row)
+        problems.append(problem)
+    values = {theirs: [row[theirs] for row in rows] for theirs in names}
+    place = {name: block[name] for name in PLACE.names} | {"problem": pa.array(problems, pa.string())}
+    return pa.table(place | {name: pa.array(column, pa.string()) for name, column in values.items()})
+
+
+def _texts(row: Row, names: dict[str, str]) -> dict[str, str | None]:
+    return {
+        theirs: clean_id(row.get(theirs), theirs) if ours.endswith("_id") else clean_text(row.get(theirs), theirs)
+        for theirs, ours in names.items()
+    }
+
+
+def _plain(block: pa.Table, name: str, ours: str) -> pa.ChunkedArray:
+    """A column without dictionary encoding. Raises InputError where its type can hold no such field."""
+    column = block[name]
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kinds = [pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_null]
+    kinds += [] if ours.endswith("_id") else [pa.types.is_floating]
+    kinds += [pa.types.is_timestamp, pa.types.is_date] if ours == "timestamp" else []
+    if not any(fits(column.type) for fits in kinds):
+        where = block["source"][0].as_py() if block.num_rows else "a file without rows"
+        raise InputError(f"{where}: column {name}: {column.type} values cannot be read as {ours}.")
+    return column
+
+
+def _is_text(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Float64; null where there is no finite number."""
+    if _is_text(column):
+        column = pc.if_else(pc.match_substring_regex(column, _NUMBER), pc.utf8_trim_whitespace(column), None)
+    return _finite(column.cast(pa.float64()))
+
+
+def _finite(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(pc.is_finite(column), column, None)
+
+
+def _milliseconds(column: pa.ChunkedArray, unit: str) -> pa.ChunkedArray:
+    """Int64 milliseconds since 1970; null where there is no time between 1970 and the year 10000."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        scaled = column.cast(pa.timestamp("ms", getattr(column.type, "tz", None)), safe=False).cast(pa.int64())
+    elif pa.types.is_integer(column.type):
+        whole = column.cast(pa.int64(), safe=False)
+        if unit == "s":
+            small = pc.less(whole, _LATEST_MS)  # so that the product does not wrap
+            scaled = pc.multiply(pc.if_else(small, whole, None), 1000)
+        else:
+            scaled = pc.divide(whole, _PER_SECOND[unit] // 1000)
+    else:
+        scaled = pc.floor(pc.divide(pc.multiply(_numbers(column), 1000.0), float(_PER_SECOND[unit])))
+    possible = pc.and_(pc.greater_equal(scaled, 0), pc.less(scaled, _LATEST_MS))
+    time = pc.if_else(possible, scaled, None).cast(pa.int64())
+    return pc.coalesce(time, _iso_milliseconds(column)) if _is_text(column) else time
+
+
+def _iso_milliseconds(column: pa.ChunkedArray) -> pa.Array:
+    """Moments written as ISO 8601, UTC where they name no zone; null for anything else."""
+    moments = pc.if_else(pc.match_substring_regex(column, _ISO), pc.utf8_trim_whitespace(column), None)
+    return pa.array([None if text is None else _moment(text) for text in moments.to_pylist()], pa.int64())
+
+
+def _moment(text: str) -> int | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(milliseconds=1) if since >= timedelta() else None
+
+
+def _blame(problem: Any, converted: Any, value: Any, kind: str, expected: str) -> Any:
+    """Say what is wrong with the rows whose value did not convert, where nothing was wrong before."""
+    got = pc.utf8_slice_codeunits(pc.fill_null(value.cast(pa.string()), "nothing"), 0, _SHOWN)
+    said = pc.binary_join_element_wise(f"{kind}: {expected}, got ", got, "")
+    return pc.coalesce(problem, pc.if_else(pc.is_null(converted), said, pa.scalar(None, pa.string())))

@@ -1,0 +1,229 @@
+"""The stage behind jobs/prepare.py: any catalogue and log, checked, filtered and split, as our tables.
+
+    items          read -> check (pictures by their header) -> staged parts -> drop second ids -> items/
+    interactions   read -> check -> hash by user -> order, drop repeats -> k-core -> split -> interactions/, users/
+
+Memory is bounded by the block, plus ids and counts of items and a hash for each user. Every row that comes in
+goes out, fails (failures/, with its file and row) or is filtered: the stage adds the counts up before it ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.check import (
+    PLACES,
+    Staging,
+    check_interactions,
+    check_items,
+    duplicates,
+    failures,
+    write_failures,
+)
+from mmsrarec_ray.data.frames import iter_tables, map_tables
+from mmsrarec_ray.data.images import ImageLimits
+from mmsrarec_ray.data.importers import open_import
+from mmsrarec_ray.data.importers.base import Import
+from mmsrarec_ray.data.partition import CoreSettings, by_user, k_core, order_user, read_partition
+from mmsrarec_ray.data.publish import InteractionRules, publish_interactions, publish_items
+from mmsrarec_ray.data.schemas import FAILURES
+from mmsrarec_ray.data.shop.generate import Shop
+from mmsrarec_ray.errors import ConfigError, InputError
+from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.progress import say
+from mmsrarec_ray.store import Artefact, Folder, source_fingerprint
+
+
+class Prepare(Stage):
+    """Import a catalogue and its interactions: check, filter, order and split them."""
+
+    name: ClassVar[str] = "prepare"
+    artefact: ClassVar[str] = "dataset"
+    code: ClassVar[tuple[str, ...]] = (
+        *("data/importers", "data/read", "data/check", "data/images", "data/partition", "data/splits", "data/frames"),
+        *("data/prepare", "data/publish", "data/schemas", "data/parts"),
+    )
+
+    def requires(self) -> list[Stage]:
+        return [Shop(self.config)] if self.config.data.format == "shop" else []
+
+    def settings(self) -> dict[str, Any]:
+        return {"data": self.config.data.model_dump(), "split": self.config.split.model_dump()}
+
+    def check(self) -> None:
+        data, split = self.config.data, self.config.split
+        if data.path is not None:
+            source, run = Folder.at(data.path).path, Folder.at(self.config.run).path
+            if f"{run}/".startswith(f"{source}/"):
+                raise ConfigError(f"run: must not lie in data.path, which would change with each result. Got {run!r}.")
+        ordered = data.format == "microlens" or (
+            data.format == "tables" and data.interactions is not None and not data.interaction_columns.timestamp
+        )
+        if split.users == "time" and ordered:
+            raise ConfigError("split.users: 'time' needs interactions with timestamps. These have an order only.")
+        if data.min_weight is not None and data.format == "tables" and not data.interaction_columns.weight:
+            raise ConfigError("data.min_weight: needs data.interaction_columns.weight, the column to compare.")
+
+    def sources(self) -> dict[str, str]:
+        if self.config.data.path is None:
+            return {}
+        folder = Folder.at(self.config.data.path)
+        open_import(self.config.data, folder)
+        return {"data": source_fingerprint(folder)}
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        out.clear()
+        folder = inputs["shop"].folder if "shop" in inputs else Folder.at(str(self.config.data.path))
+        work = _Work(self.config, open_import(_data(self.config), folder), out)
+        work.items()
+        work.interactions()
+        counts, metrics = work.publish()
+        (out / "staging").remove()
+        say(_table(metrics))
+        return Outcome(counts, metrics)
+
+
+def _data(config: Config) -> Any:
+    """The settings the importer sees: the shop comes as generic tables."""
+    if config.data.format != "shop":
+        return config.data
+    return config.data.model_copy(update={"items": "items", "interactions": "interactions", "timestamp_unit": "ms"})
+
+
+class _Work:
+    """One run of the stage: what it found so far."""
+
+    def __init__(self, config: Config, source: Import, out: Folder):
+        self.config, self.source, self.out = config, source, out
+        self.staging = Staging(out)
+        self.failed, self.partitions = self.staging.failures, out / "staging" / "interactions"
+        self.counts = Counter[str]()
+        self.lost = np.zeros(0, np.int64)  # order numbers of items whose id stood before
+        self.ids = pa.array([], pa.string())
+
+    def items(self) -> None:
+        """Check the items and stage them in parts; find ids that come twice."""
+        data = self.config.data
+        limits = ImageLimits(data.max_image_bytes, data.max_image_pixels)
+        checked = map_tables(self.source.items.blocks(), check_items, self.source.item, limits, self.staging)
+        tables = (table.select(PLACES.names).cast(PLACES) for table in iter_tables(checked))
+        places = pa.concat_tables([PLACES.empty_table(), *tables])
+        later, first = duplicates(places)
+        problems = [
+            f"DuplicateId: item_id: expected an id that is new, got one that stands in {source}, row {row}"
+            for source, row in zip(
+                places["source"].take(first).to_pylist(), places["row"].take(first).to_pylist(), strict=True
+            )
+        ]
+        write_failures(self.failed, failures("items", later["item_id"], later, problems))
+        self.lost = later["order"].to_numpy()
+        kept = places.filter(pc.invert(pc.is_in(places["order"], value_set=pa.array(self.lost, pa.int64()))))
+        self.ids = pa.array(kept.sort_by("order")["item_id"].to_pylist(), pa.string())
+        if not len(self.ids):
+            raise InputError(f"{self.source.items.folder.path}: no item can be used. {self._first_failure()}")
+
+    def _first_failure(self) -> str:
+        """The failure of the earliest row, in words."""
+        tables = [read_partition(self.failed, name) for name in self.failed.files()]
+        rows = pa.concat_tables([FAILURES.empty_table(), *tables])
+        rows = rows.sort_by([("source", "ascending"), ("row", "ascending")]).slice(0, 1)
+        return "".join("{source}, row {row}: {error}: {message}".format(**row) for row in rows.to_pylist())
+
+    def interactions(self) -> None:
+        """Check the interactions, bring each user's together, order them and drop repeats."""
+        if self.source.interactions is None:
+            return
+        data = self.config.data
+        blocks, ids = self.source.interactions.blocks(), ray.put(self.ids)
+        checked = map_tables(blocks, check_interactions, self.source.interaction_table, ids, self.staging).materialize()
+        if checked.count() == 0:
+            return
+        parts = by_user(checked, data.rows_per_partition)
+        ordered = map_tables(parts, order_user, data.drop_repeats, data.min_weight, self.partitions)
+        for row in ordered.iter_rows():
+            self.counts.update(row)
+
+    def publish(self) -> tuple[dict[str, int], dict[str, Any]]:
+        """Filter to the core, split, write the tables; returns the counts and the statistics."""
+        core = CoreSettings(self.config.data.k_core_user, self.config.data.k_core_item)
+        in_core = k_core(self.partitions, self.ids, core)
+        rules = InteractionRules(self.config.split, core, self.ids, in_core)
+        interactions, lengths = publish_interactions(self.partitions, rules, self.out)
+        items = publish_items(self.staging.items, self.lost, self.ids, in_core, self.config.split, self.out)
+        counts = self._sum_up(interactions, items)
+        if counts["interactions_in"] and not counts["interactions_out"]:
+            raise InputError(f"no interaction is left: {counts}. {self._first_failure()}")
+        return counts, self._statistics(interactions, items, lengths, in_core)
+
+    def _sum_up(self, interactions: Counter[str], items: Counter[str]) -> dict[str, int]:
+        """All counts. Raises RuntimeError where a row came in and neither went out, failed nor was filtered."""
+        failed, read = Counter[str](), Counter[str]()
+        for name in self.failed.files():
+            failed.update(read_partition(self.failed, name, ["table"])["table"].to_pylist())
+        for name in self.staging.tally.files():
+            for row in read_partition(self.staging.tally, name).to_pylist():
+                read[row["table"]] += row["rows"]
+        counts = {
+            "items_in": read["items"],
+            "items_out": items["out"],
+            "items_failed": failed["items"],
+            "interactions_in": read["interactions"],
+            "interactions_out": interactions["out"],
+            "interactions_failed": failed["interactions"],
+            "filtered_weight": self.counts["weight"],
+            "filtered_repeats": self.counts["repeats"],
+            "filtered_core": interactions["outside"],
+        }
+        for table in ("items", "interactions"):
+            filtered = sum(counts[name] for name in counts if name.startswith("filtered") and table == "interactions")
+            if counts[f"{table}_in"] != counts[f"{table}_out"] + counts[f"{table}_failed"] + filtered:
+                raise RuntimeError(f"the counts of {table} do not add up: {counts}")
+        return counts
+
+    def _statistics(
+        self, interactions: Counter[str], items: Counter[str], lengths: Counter[int], in_core: np.ndarray
+    ) -> dict[str, Any]:
+        users, pairs, core_items = sum(lengths.values()), interactions["out"], int(in_core.sum())
+        ordered = np.repeat(sorted(lengths), [lengths[length] for length in sorted(lengths)]) if users else np.zeros(1)
+        return {
+            "users": users,
+            "items": items["out"],
+            "core_items": core_items,
+            "interactions": pairs,
+            "density": round(pairs / max(users * core_items, 1), 6),
+            "mean_length": round(float(ordered.mean()), 2),
+            "median_length": float(np.median(ordered)),
+            "max_length": int(ordered.max()),
+            "missing_images": items["missing_images"],
+            "missing_texts": items["missing_texts"],
+            "ties_in_time": self.counts["ties"],
+            "ordered_by": self.source.ordered_by,
+            "first": self._moment(interactions["first"]),
+            "last": self._moment(interactions["last"]),
+            "split": {name: interactions[f"split_{name}"] for name in ("train", "validation", "test")},
+        }
+
+    def _moment(self, milliseconds: int) -> str | None:
+        """In UTC; None where the interactions have an order only."""
+        if self.source.ordered_by != "time":
+            return None
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _table(metrics: dict[str, Any]) -> str:
+    """The statistics for people."""
+    return "\n".join(f"  {name.replace('_', ' '):16} {_number(value)}" for name, value in metrics.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_number(part)}" for name, part in value.items())
+    return f"{value:,}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,161 @@
+"""Writes the dataset's tables from what was staged: one task a part, so that no part waits for another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from mmsrarec_ray.config import Split
+from mmsrarec_ray.data import splits
+from mmsrarec_ray.data.partition import CoreSettings, alive, read_partition, user_starts
+from mmsrarec_ray.data.parts import to_parquet, write_part
+from mmsrarec_ray.data.schemas import INTERACTIONS, ITEMS, USERS
+from mmsrarec_ray.store import Folder
+
+_TIME_BINS = 1_000_000
+
+
+@dataclass(frozen=True)
+class InteractionRules:
+    """What decides which interactions stay and which split they get."""
+
+    split: Split
+    core: CoreSettings
+    items: pa.Array
+    in_core: np.ndarray
+    users: splits.RatioSplit | None = None
+    moments: tuple[int, int] | None = None
+    """From when on an interaction is validation, and test."""
+
+
+def publish_interactions(partitions: Folder, rules: InteractionRules, out: Folder) -> tuple[Counter[str], Counter[int]]:
+    """Write interactions/ and users/. Returns counts, and how many users have how many interactions."""
+    names = partitions.files()
+    shared = ray.put(rules)
+    facts = _each(_survey, names, partitions, shared)
+    totals, lengths = Counter[str](), Counter[int]()
+    for fact in facts:
+        totals.update(out=fact["out"], outside=fact["outside"])
+        lengths.update(fact["lengths"])
+    if totals["out"]:
+        totals["first"] = min(fact["first"] for fact in facts if fact["out"])
+        totals["last"] = max(fact["last"] for fact in facts if fact["out"])
+        shared = ray.put(_edges(rules, facts, names, partitions, totals))
+        for counts in _each(_write, names, partitions, shared, out):
+            totals.update(counts)
+    return totals, lengths
+
+
+def _each(task: Callable, names: list[str], *arguments: Any) -> list[Any]:
+    """Run a task for every part, as many at a time as there is room; results in the order of the parts."""
+    remote = ray.remote(num_cpus=1)(task)
+    return ray.get([remote.remote(name, *arguments) for name in names])
+
+
+def _surviving(name: str, partitions: Folder, rules: InteractionRules) -> pa.Table:
+    table = read_partition(partitions, name)
+    rows, _ = alive(table, rules.items, rules.in_core, rules.core)
+    return table.filter(pa.array(rows))
+
+
+def _survey(name: str, partitions: Folder, rules: InteractionRules) -> dict[str, Any]:
+    """What the edges of the splits are made from: hashes of users, first and last moment, lengths."""
+    everything = read_partition(partitions, name, ["user_id"]).num_rows
+    table = _surviving(name, partitions, rules)
+    starts = np.flatnonzero(user_starts(table))
+    time = table["timestamp"].to_numpy()
+    users = table["user_id"].take(pa.array(starts)).to_pylist()
+    return {
+        "out": len(time),
+        "outside": everything - len(time),
+        "first": int(time.min()) if len(time) else None,
+        "last": int(time.max()) if len(time) else None,
+        "lengths": Counter(np.diff(np.append(starts, len(time))).tolist()),
+        "hashes": splits.hashes(users, rules.split.seed, "user"),
+    }
+
+
+def _edges(
+    rules: InteractionRules, facts: list[dict], names: list[str], partitions: Folder, totals: Counter[str]
+) -> InteractionRules:
+    """The rules with the edges of their split filled in."""
+    split = rules.split
+    if split.users == "ratio":
+        hashes = np.concatenate([fact["hashes"] for fact in facts])
+        return replace(rules, users=splits.RatioSplit.of(hashes, split.validation, split.test))
+    if split.users == "leave_one_out":
+        return rules
+    span = totals["last"] - totals["first"] + 1
+    edges = np.linspace(totals["first"], totals["last"] + 1, min(span, _TIME_BINS) + 1)
+    histogram = sum(_each(_histogram, names, partitions, ray.put(rules), edges))
+    return replace(rules, moments=splits.time_edges(np.asarray(histogram), edges, split.validation, split.test))
+
+
+def _histogram(name: str, partitions: Folder, rules: InteractionRules, edges: np.ndarray) -> np.ndarray:
+    return np.histogram(_surviving(name, partitions, rules)["timestamp"].to_numpy(), edges)[0]
+
+
+def _write(name: str, partitions: Folder, rules: InteractionRules, out: Folder) -> Counter[str]:
+    table = _surviving(name, partitions, rules)
+    starts = np.flatnonzero(user_starts(table))
+    lengths = np.diff(np.append(starts, table.num_rows))
+    users = table["user_id"].take(pa.array(starts))
+    user_split, split = _split(table, users, lengths, rules)
+    position = np.arange(table.num_rows) - np.repeat(starts, lengths)
+    columns = {name: table[name] for name in ("user_id", "item_id", "timestamp", "weight")}
+    interactions = pa.table(columns | {"position": position.astype(np.int32), "split": pa.array(split, pa.string())})
+    people = pa.table({"user_id": users, "interactions": lengths, "split": user_split})
+    if table.num_rows:
+        (out / "interactions").write_bytes(name, to_parquet(interactions.cast(INTERACTIONS)))
+        (out / "users").write_bytes(name, to_parquet(people.cast(USERS)))
+    return Counter(f"split_{name}" for name in split)
+
+
+def _split(
+    table: pa.Table, users: pa.ChunkedArray, lengths: np.ndarray, rules: InteractionRules
+) -> tuple[pa.Array, np.ndarray]:
+    """The split of each user (null where the split is not by user) and of each interaction."""
+    nobody = pa.nulls(len(users), pa.string())
+    if rules.users is not None:
+        names = rules.users.names(splits.hashes(users.to_pylist(), rules.split.seed, "user"))
+        return pa.array(names, pa.string()), np.repeat(names, lengths)
+    if rules.moments is not None:
+        return nobody, splits.by_time(table["timestamp"].to_numpy(), *rules.moments)
+    return nobody, splits.leave_one_out(lengths)
+
+
+def publish_items(
+    staged: Folder, lost: np.ndarray, ids: pa.Array, in_core: np.ndarray, split: Split, out: Folder
+) -> Counter[str]:
+    """Write items/. lost: `order` of rows to leave out. in_core: bool, a value an id of `ids`. Returns counts."""
+    hashes = splits.hashes(ids.to_pylist(), split.seed, "item")
+    ratio = splits.RatioSplit.of(hashes, split.item_validation, split.item_test)
+    core = ray.put(ids.filter(pa.array(in_core)))
+    totals = Counter[str]()
+    for counts in _each(_write_items, staged.files(), staged, ray.put(lost), core, ratio, split.seed, out):
+        totals.update(counts)
+    return totals
+
+
+def _write_items(
+    name: str, staged: Folder, lost: np.ndarray, core: pa.Array, ratio: splits.RatioSplit, seed: int, out: Folder
+) -> Counter[str]:
+    table = read_partition(staged, name)
+    table = table.filter(pc.invert(pc.is_in(table["order"], value_set=pa.array(lost, pa.int64()))))
+    names = ratio.names(splits.hashes(table["item_id"].to_pylist(), seed, "item"))
+    table = table.append_column("split", pa.array(names, pa.string()))
+    table = table.append_column("in_core", pc.is_in(table["item_id"], value_set=core))
+    items = table.select(ITEMS.names).cast(ITEMS)
+    write_part(out / "items", items, ["item_id"])
+    no_image = pc.and_(pc.is_null(items["image"]), pc.is_null(items["image_uri"]))
+    no_text = pc.and_(pc.is_null(items["title"]), pc.is_null(items["text"]))
+    return Counter(
+        out=items.num_rows, missing_images=pc.sum(no_image).as_py() or 0, missing_texts=pc.sum(no_text).as_py() or 0
+    )

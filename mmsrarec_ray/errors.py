@@ -1,0 +1,19 @@
+"""What can be wrong from the outside, apart from our own mistakes."""
+
+from __future__ import annotations
+
+
+class UsageError(Exception):
+    """The user can mend this: a setting, a path or the data. Jobs print the message alone and exit with 2."""
+
+
+class ConfigError(UsageError):
+    """A setting is unknown, missing or out of range. The message names the dotted key and the value it got."""
+
+
+class InputError(UsageError):
+    """The data is wrong as a whole. The message names the file, the row and the field."""
+
+
+class ArtefactError(UsageError):
+    """An artefact is missing, unfinished, damaged or of a newer schema."""

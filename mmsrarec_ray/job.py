@@ -1,0 +1,318 @@
+"""What every job does the same way: read the command line, check, plan, connect to Ray, run, report, exit.
+
+A job is a `Stage`. It says what it needs and what decides its result; this module finds out what is up to date,
+runs the missing stages before it, and publishes each result with its manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import yaml
+
+from mmsrarec_ray import __version__
+from mmsrarec_ray.config import Config, known_keys, load
+from mmsrarec_ray.errors import UsageError
+from mmsrarec_ray.progress import say
+from mmsrarec_ray.store import Artefact, FileEntry, Folder, Manifest, Run, code_fingerprint, fingerprint
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage reports: whole numbers that must add up, and measurements."""
+
+    counts: dict[str, int]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(ABC):
+    """One step from artefacts to an artefact."""
+
+    name: ClassVar[str]
+    """As in jobs/NAME.py."""
+    artefact: ClassVar[str]
+    """The folder its result goes to."""
+    code: ClassVar[tuple[str, ...]]
+    """Modules and packages whose source decides the result."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.fresh = False
+        """Forced: take nothing over from before."""
+
+    def requires(self) -> list[Stage]:
+        """The stages whose results this one reads."""
+        return []
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The part of the configuration that decides the result."""
+
+    def sources(self) -> dict[str, str]:
+        """Fingerprints of what is read from outside the run. Raises UsageError where it cannot be read."""
+        return {}
+
+    def engine(self) -> dict[str, Any]:
+        """What computes the result, with its version."""
+        import ray
+
+        return {"name": "ray.data", "version": ray.__version__}
+
+    def resources(self) -> dict[str, Any]:
+        """What the stage asks of Ray, for the plan."""
+        return {"CPU": 1}
+
+    def check(self) -> None:
+        """Refuse, before Ray starts, what cannot work. Raises UsageError."""
+        return
+
+    @abstractmethod
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        """Write the result into `out`. inputs: artefact name -> published artefact."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage, where its result goes, and whether it is there already."""
+
+    stage: Stage
+    status: str
+    """'up to date', 'to run', or 'to run after X' when its fingerprint depends on a result still to come."""
+    artefact: Artefact | None = None
+    inputs: dict[str, Artefact] = field(default_factory=dict)
+    manifest_inputs: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "status": self.status,
+            "artefact": self.artefact.folder.path if self.artefact else None,
+            "resources": self.stage.resources(),
+        }
+
+
+def plan(stage: Stage, run: Run) -> list[Planned]:
+    """What has to be done for a stage's result: its requirements first, itself last."""
+    steps: dict[str, Planned] = {}
+    for requirement in stage.requires():
+        for step in plan(requirement, run):
+            steps.setdefault(step.stage.name, step)
+    direct = {required.artefact: steps[required.name] for required in stage.requires()}
+    waiting = [step.stage.name for step in direct.values() if step.status != "up to date"]
+    if waiting:
+        return [*steps.values(), Planned(stage, f"to run after {', '.join(waiting)}")]
+    inputs = {name: step.artefact for name, step in direct.items() if step.artefact}
+    manifest_inputs = stage.sources() | {name: artefact.manifest.digest for name, artefact in inputs.items()}
+    artefact = run.artefact(stage.artefact, _identity(stage, manifest_inputs))
+    status = "up to date" if artefact.published else "to run"
+    return [*steps.values(), Planned(stage, status, artefact, inputs, manifest_inputs)]
+
+
+def _identity(stage: Stage, inputs: dict[str, str]) -> str:
+    return fingerprint(
+        {
+            "artefact": stage.artefact,
+            "code": code_fingerprint(stage.code),
+            "engine": stage.engine(),
+            "settings": stage.settings(),
+            "inputs": inputs,
+        }
+    )
+
+
+def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manifest, bool]:
+    """Bring a stage's result up to date, its requirements first. Ray must be running.
+
+    Returns the step, its manifest and whether anything was done for it.
+    """
+    for requirement in stage.requires():
+        execute(requirement, run)
+    step = plan(stage, run)[-1]
+    assert step.artefact is not None
+    if step.status == "up to date" and not force:
+        say(f"{stage.name}: up to date ({step.artefact.folder.path})")
+        return step, step.artefact.manifest, False
+    stage.fresh = force
+    say(f"{stage.name}: running")
+    began = time.perf_counter()
+    outcome = stage.run(step.artefact.folder, step.inputs)
+    seconds = time.perf_counter() - began
+    manifest = _manifest(step, outcome, seconds)
+    step.artefact.publish(manifest)
+    say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
+    return step, manifest, True
+
+
+def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
+    assert step.artefact is not None
+    stage = step.stage
+    return Manifest(
+        artefact=stage.artefact,
+        fingerprint=step.artefact.fingerprint,
+        code=code_fingerprint(stage.code),
+        package=__version__,
+        engine=stage.engine(),
+        config=stage.config.model_dump(mode="json"),
+        inputs=step.manifest_inputs,
+        files=_checksums(step.artefact.folder),
+        counts=outcome.counts,
+        metrics=outcome.metrics,
+        seconds=round(seconds, 3),
+        created=datetime.now(UTC),
+    )
+
+
+def _checksums(folder: Folder) -> dict[str, FileEntry]:
+    """Checksums of all files of an artefact, computed where the cluster has room."""
+    import ray
+
+    names = folder.files()
+    checksum = ray.remote(num_cpus=1)(Folder.checksum)
+    entries = ray.get([checksum.remote(folder, name) for name in names])
+    return dict(zip(names, entries, strict=True))
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of the Ray job, or the one named, or start one on this machine."""
+    import logging
+    import os
+
+    import ray
+
+    _quiet_data()
+    settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": config.ray.worker_logs}
+    if address := config.ray.address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **settings)
+        return
+    mib = config.ray.object_store_mib
+    ray.init(
+        address="local",  # never some other cluster that happens to run on this machine
+        num_cpus=config.ray.num_cpus,
+        object_store_memory=mib and mib * 2**20,
+        include_dashboard=False,
+        **settings,
+    )
+
+
+def _quiet_data() -> None:
+    """Ray Data's own progress is for terminals; in a job's log it buries ours."""
+    import logging
+
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def main(stage_class: type[Stage], arguments: list[str] | None = None) -> int:
+    """Run a job from its command line; returns the exit code (0 done, 2 wrong usage or input, 1 failed)."""
+    options = _parser(stage_class).parse_args(arguments)
+    if options.help_config:
+        for key, kind, description in known_keys():
+            print(f"{key:40} {kind:40} {description}")
+        return DONE
+    result: dict[str, Any] = {"stage": stage_class.name, "artefact": None, "counts": {}, "metrics": {}}
+    began = time.perf_counter()
+    try:
+        code, facts = _run(stage_class, options)
+    except UsageError as error:
+        say(f"{stage_class.name}: {error}")
+        code, facts = USAGE, {"status": "refused", "error": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        message = _reason(error)
+        say(f"{stage_class.name}: failed: {message}")
+        code, facts = FAILED, {"status": "failed", "error": message}
+    result |= facts | {"seconds": round(time.perf_counter() - began, 3)}
+    sys.stderr.flush()
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+    return code
+
+
+def _run(stage_class: type[Stage], options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    config = load(options.config, options.settings)
+    stage, run = stage_class(config), Run.at(config.run)
+    for each in _closure(stage):
+        each.check()
+    steps = plan(stage, run)
+    if options.dry_run:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        print("Plan:")
+        for step in steps:
+            print(f"  {step.stage.name}: {step.status}; asks for {step.stage.resources()}")
+        return DONE, {"status": "planned", "plan": [step.summary() for step in steps]}
+    if steps[-1].status == "up to date" and not options.force:
+        say(f"{stage.name}: up to date")
+        return DONE, _facts(steps[-1], steps[-1].artefact.manifest, "up to date")  # type: ignore[union-attr]
+    import ray
+
+    connect(config)
+    try:
+        step, manifest, done = execute(stage, run, options.force)
+    except ray.exceptions.RayError as error:
+        raise _usage_behind(error) or error from None
+    finally:
+        ray.shutdown()
+    return DONE, _facts(step, manifest, "done" if done else "up to date")
+
+
+def _facts(step: Planned, manifest: Manifest, status: str) -> dict[str, Any]:
+    assert step.artefact is not None
+    where = step.artefact.folder.path
+    return {"status": status, "artefact": where, "counts": manifest.counts, "metrics": manifest.metrics}
+
+
+def _closure(stage: Stage) -> list[Stage]:
+    return [each for required in stage.requires() for each in _closure(required)] + [stage]
+
+
+def _in_task(error: BaseException) -> tuple[str, str]:
+    """Class and message of what a Ray task met first.
+
+    Ray Data keeps the chain of causes as text only: the first traceback in it ends with the original exception.
+    """
+    lines = str(error).split("\nThe above exception was the direct cause")[0].strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
+    said = " ".join(lines[frames[-1] + 1 :] if frames else lines[-1:])
+    kind, _, message = said.partition(": ")
+    return kind.rsplit(".", 1)[-1], message
+
+
+def _usage_behind(error: BaseException) -> UsageError | None:
+    """The user's mistake that a Ray task met, if that is why it failed."""
+    kind, message = _in_task(error)
+    mistakes = {mistake.__name__: mistake for mistake in UsageError.__subclasses__()}
+    return mistakes[kind](message) if kind in mistakes else None
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what went wrong."""
+    import ray
+
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return ": ".join(_in_task(error))
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+
+
+def _parser(stage_class: type[Stage]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"jobs/{stage_class.name}.py", description=stage_class.__doc__)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override the file's")
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, start nothing")
+    parser.add_argument("--force", action="store_true", help="run this stage even where it is up to date")
+    parser.add_argument("--help-config", action="store_true", help="print every setting and what it is")
+    return parser

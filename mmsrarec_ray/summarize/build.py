@@ -1,0 +1,93 @@
+"""The stage behind jobs/build_model.py: makes a small model and publishes its folder."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.models.smollm2 import find_gguf
+from mmsrarec_ray.store import Artefact, Folder, source_fingerprint
+from mmsrarec_ray.summarize import align, teach
+from mmsrarec_ray.summarize.build_tiny import build_tiny
+from mmsrarec_ray.summarize.compact import build_compact
+
+
+class BuildModel(Stage):
+    """Make a small multimodal model and examine it on items it has not seen."""
+
+    name: ClassVar[str] = "build_model"
+    artefact: ClassVar[str] = "model"
+    code: ClassVar[tuple[str, ...]] = (
+        *("data/shop", "models/architecture", "models/tokenizer", "models/pretrain_vision", "models/smollm2"),
+        *("summarize/build_tiny", "summarize/teach", "summarize/lessons", "summarize/evaluate_tiny"),
+        *("summarize/compact", "summarize/align", "summarize/catalogue", "summarize/targets", "summarize/examine"),
+        *("summarize/prompts", "summarize/keywords"),
+    )
+
+    @property
+    def _compact(self) -> bool:
+        return self.config.build.model == "compact"
+
+    @property
+    def recipe(self) -> teach.Recipe | align.Alignment:
+        if self._compact:
+            return align.SMOKE if self.config.build.smoke else align.Alignment()
+        return teach.SMOKE if self.config.build.smoke else teach.Recipe()
+
+    def requires(self) -> list[Stage]:
+        return [Prepare(self.config)] if self._compact else []
+
+    def settings(self) -> dict[str, Any]:
+        return {"model": self.config.build.model, "recipe": asdict(self.recipe)}
+
+    def sources(self) -> dict[str, str]:
+        if not self._compact:
+            return {}
+        gguf = self._gguf()
+        return {"gguf": source_fingerprint(Folder.at(str(gguf.parent)), [gguf.name])}
+
+    def engine(self) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        return {"name": "torch", "version": torch.__version__, "transformers": transformers.__version__}
+
+    def resources(self) -> dict[str, Any]:
+        return {"cores of the head node": "all"}
+
+    def check(self) -> None:
+        if self._compact:
+            self._gguf()
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        out.clear()
+        with tempfile.TemporaryDirectory() as scratch:
+            model = Path(scratch) / "model"
+            counts, metrics = self._build(model, inputs)
+            for file in sorted(model.iterdir()):
+                out.write_bytes(file.name, file.read_bytes())
+        return Outcome(counts, metrics)
+
+    def _build(self, model: Path, inputs: dict[str, Artefact]) -> tuple[dict[str, int], dict[str, Any]]:
+        if isinstance(self.recipe, align.Alignment):
+            dataset = inputs["dataset"]
+            figures = build_compact(model, dataset.folder, self._gguf(), self.recipe, self._cache())
+            told = {form: {k: v for k, v in each.items() if k != "samples"} for form, each in figures.items()}
+            return {"in": dataset.manifest.counts["items_out"], "out": 1}, told  # samples stand in figures.json
+        shares = build_tiny(model, self._cache(), self.recipe)
+        flat = {f"{asked}: {name}": round(s.value, 4) for asked, each in shares.items() for name, s in each.items()}
+        return {"in": self.recipe.items, "out": 1}, flat
+
+    def _gguf(self) -> Path:
+        given = self.config.build.gguf
+        return find_gguf(Path(given) if given else None)
+
+    def _cache(self) -> Path:
+        if self.config.build.cache is not None:
+            return Path(self.config.build.cache)
+        name = f"{self.config.build.model}{'-smoke' if self.config.build.smoke else ''}"
+        return Path.home() / ".cache" / "mmsrarec_ray" / name

@@ -1,0 +1,87 @@
+"""The last step of a summary run: what was taken over and what was made, put together, sorted, in few files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from mmsrarec_ray.data.frames import iter_tables, map_tables
+from mmsrarec_ray.data.parts import to_parquet
+from mmsrarec_ray.data.schemas import FAILURES, KEYWORDS
+from mmsrarec_ray.store import Folder
+from mmsrarec_ray.summarize.pipeline import FAILURE_PARTS
+from mmsrarec_ray.summarize.reuse import Items, contains, keys
+
+_ROWS_PER_FILE = 1_000_000
+
+
+def parquet_files(folder: Folder) -> list[str]:
+    """Full paths of the Parquet files of a folder; none where there is no folder."""
+    return [folder.file(name) for name in folder.files() if name.endswith(".parquet")]
+
+
+def publish(items: Items, keyword_files: list[str], staging: Folder, out: Folder) -> tuple[dict[str, int], dict]:
+    """Write `items/` and `failures/` below `out`; keywords of items that left the catalogue stay behind.
+
+    Returns the counts `out` and `failed`, and the metrics of the keywords. Raises RuntimeError for an item that
+    comes twice.
+    """
+    catalogue = ray.put(items.index())
+    totals = Counter[str]()
+    for name in ("items", "failures"):
+        (out / name).clear()
+    if keyword_files:
+        current = map_tables(Items(out, keyword_files).read(), _keep, catalogue)
+        for table in _write_sorted(current, "item_id", KEYWORDS, out / "items"):
+            _measure(table, totals)
+    if failure_files := parquet_files(staging / FAILURE_PARTS):
+        for table in _write_sorted(Items(out, failure_files).read(), "id", FAILURES, out / "failures"):
+            totals["failed"] += table.num_rows
+    return {"out": totals["out"], "failed": totals["failed"]}, _metrics(totals)
+
+
+def _keep(batch: pa.Table, catalogue: ray.ObjectRef) -> pa.Table:
+    return batch.filter(pa.array(contains(ray.get(catalogue), keys(batch))))
+
+
+def _write_sorted(rows: ray.data.Dataset, key: str, schema: pa.Schema, folder: Folder) -> Iterator[pa.Table]:
+    """Write rows in the order of their key, so that equal results are equal files; yields what each file holds."""
+    last = None
+    for number, batch in enumerate(_sorted(rows, key)):
+        table = batch.select(schema.names).cast(schema)
+        if pc.count_distinct(table[key]).as_py() != table.num_rows or table[key][0].as_py() == last:
+            raise RuntimeError(f"an {key} comes twice in {folder.path}: the parts of the run are inconsistent")
+        last = table[key][-1].as_py()
+        folder.write_bytes(f"part-{number:05d}.parquet", to_parquet(table))
+        yield table
+
+
+def _sorted(rows: ray.data.Dataset, key: str) -> Iterator[pa.Table]:
+    """The rows in order, so many as a file holds at a time.
+
+    What fits one file is sorted here: on a small machine a shuffle through Ray takes twenty seconds to start.
+    """
+    first: list[pa.Table] = []
+    for table in iter_tables(rows):
+        first.append(table)
+        if sum(each.num_rows for each in first) > _ROWS_PER_FILE:
+            return iter_tables(rows.sort(key), _ROWS_PER_FILE)
+    return iter([pa.concat_tables(first).sort_by(key)] if first else [])
+
+
+def _measure(table: pa.Table, totals: Counter[str]) -> None:
+    totals["out"] += table.num_rows
+    totals["tokens"] += pc.sum(table["tokens"]).as_py()
+    for half in ("image_keywords", "text_keywords"):
+        totals[half] += pc.sum(pc.list_value_length(table[half])).as_py()
+
+
+def _metrics(totals: Counter[str]) -> dict[str, Any]:
+    items = max(totals["out"], 1)
+    names = ("tokens", "image_keywords", "text_keywords")
+    return {f"{name}_per_item": round(totals[name] / items, 3) for name in names}

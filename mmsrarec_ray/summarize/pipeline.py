@@ -1,0 +1,197 @@
+"""The pipeline: items in, keywords and failures out, in parts, through Ray Data and vLLM.
+
+    read -> drop what is known -> render (CPU actors) -> vLLM (engine actors) -> parse and write parts
+
+Every part is written whole by the task that holds it, under a name made from the ids in it, so a task that
+runs twice writes the same file. The parts of an unfinished run are what a later run finds done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.frames import iter_tables, map_tables
+from mmsrarec_ray.data.parts import write_part
+from mmsrarec_ray.data.schemas import FAILURES, KEYWORDS
+from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
+from mmsrarec_ray.progress import Progress
+from mmsrarec_ray.store import Folder
+from mmsrarec_ray.summarize.keywords import parse
+from mmsrarec_ray.summarize.render import Renderer
+from mmsrarec_ray.summarize.reuse import Items, contains, keys
+
+KEYWORD_PARTS, FAILURE_PARTS = "keywords", "failures"
+_ITEM_COLUMNS = ["item_id", "title", "text", "image", "image_uri", "content_hash"]
+_ANSWER_COLUMNS = ("item_id", "content_hash", "has_image", "has_text", "generated_text", "num_generated_tokens")
+_ERROR = "__inference_error__"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every keyword row names: the weights and the prompt it comes from."""
+
+    model: str
+    prompt_version: str
+
+
+def count_pending(items: Items, known: np.ndarray) -> tuple[int, int]:
+    """How many items there are, and how many of them are not known yet."""
+    batches = map_tables(items.read(["item_id", "content_hash"]), _count_known, ray.put(known))
+    totals = Counter[str]()
+    for table in iter_tables(batches):
+        for row in table.to_pylist():
+            totals.update(row)
+    return totals["items"], totals["items"] - totals["known"]
+
+
+def _count_known(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
+    return pa.table({"items": [batch.num_rows], "known": [int(contains(ray.get(known), keys(batch)).sum())]})
+
+
+def summarise(config: Config, items: Items, known: np.ndarray, pending: int, recipe: Recipe, out: Folder) -> Counter:
+    """Summarise the items that are not `known`; write keyword and failure parts below `out`.
+
+    known: keys as `reuse.index` gives them. pending: how many items are not known, for the progress.
+    Returns counts: summarised, failed, tokens.
+    """
+    fresh = map_tables(items.read(_ITEM_COLUMNS), _drop_known, ray.put(known))
+    rendered = fresh.map_batches(
+        _Render,
+        fn_constructor_args=(config, out),
+        batch_size=config.engine.batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
+        num_cpus=1,
+    )
+    written = _engine(config)(rendered).map_batches(
+        _write, fn_args=(recipe, out), batch_size=config.summarize.rows_per_part, batch_format="numpy"
+    )
+    totals = Counter[str]()
+    progress = Progress("summarize", pending, "items")
+    for row in (row for table in iter_tables(written) for row in table.to_pylist()):
+        totals.update(row)
+        progress.update(totals["summarised"] + totals["failed"])
+    return totals
+
+
+def _drop_known(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
+    return batch.filter(pa.array(~contains(ray.get(known), keys(batch))))
+
+
+def failure(item: dict[str, Any], error: str, message: str) -> dict[str, Any]:
+    """A row of the failures table."""
+    return {
+        "stage": "summarize",
+        "table": "items",
+        "id": item["item_id"],
+        "error": error,
+        "message": message,
+        "content_hash": item["content_hash"],
+    }
+
+
+def _write_failures(out: Folder, failures: list[dict[str, Any]]) -> None:
+    write_part(out / FAILURE_PARTS, pa.Table.from_pylist(failures, FAILURES), ["id"])
+
+
+class _Render:
+    """CPU actor: decodes pictures and renders prompts. An item that cannot be rendered goes on as an error."""
+
+    def __init__(self, config: Config, out: Folder):
+        self.render = Renderer(config)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list]:
+        rows = [self._request(item) for item in batch.to_pylist()]
+        return {name: [row[name] for row in rows] for name in _REQUEST_COLUMNS}
+
+    def _request(self, item: dict[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = dict.fromkeys(_REQUEST_COLUMNS)
+        row |= {"item_id": item["item_id"], "content_hash": item["content_hash"], _ERROR: ""}
+        try:
+            request = self.render(item)
+        except (ValueError, OSError) as error:
+            return row | {_ERROR: f"{type(error).__name__}: {error}", "has_image": False, "has_text": False}
+        return row | {
+            "tokenized_prompt": request.tokens,
+            "multimodal_data": {"image": request.image} if request.image is not None else {},
+            "sampling_params": request.sampling,
+            "has_image": request.image is not None,
+            "has_text": request.has_text,
+        }
+
+
+_REQUEST_COLUMNS = (
+    *("item_id", "content_hash", "has_image", "has_text"),
+    *("tokenized_prompt", "multimodal_data", "sampling_params", _ERROR),
+)
+
+
+def _engine(config: Config) -> Any:
+    """vLLM as Ray Data stages. Prompts arrive as tokens and pictures decoded, so only the engine stage is left."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    engine = config.engine
+    bundle = {"CPU": engine.cpus, "GPU": 1 if engine.gpus else 0}
+    off = {"enabled": False}
+    processor = vLLMEngineProcessorConfig(
+        model_source=source(config.model),
+        engine_kwargs=engine_arguments(config),
+        runtime_env={"env_vars": engine_environment(config)},
+        concurrency=engine.concurrency,
+        batch_size=engine.batch_size,
+        max_concurrent_batches=engine.max_concurrent_batches,
+        accelerator_type=engine.accelerator_type,
+        placement_group_config={"bundle_per_worker": bundle},
+        should_continue_on_error=True,
+        prepare_multimodal_stage=off,
+        chat_template_stage=off,
+        tokenize_stage=off,
+        detokenize_stage=off,
+    )
+    return build_processor(processor, postprocess=_answer)
+
+
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in _ANSWER_COLUMNS}
+
+
+def _write(batch: dict[str, np.ndarray], recipe: Recipe, out: Folder) -> dict[str, list[int]]:
+    """Parse answers and write them. batch: the columns of `_answer`, and the error, '' where there is none."""
+    keywords, failures = [], []
+    for position in range(len(batch["item_id"])):
+        row = {name: batch[name][position] for name in batch}
+        try:
+            keywords.append(_keyword_row(row, recipe))
+        except ValueError as error:
+            kind, _, message = str(error).partition(": ")
+            failures.append(failure(row, kind, message))
+    write_part(out / KEYWORD_PARTS, pa.Table.from_pylist(keywords, KEYWORDS), ["item_id"])
+    _write_failures(out, failures)
+    tokens = sum(row["tokens"] for row in keywords)
+    return {"summarised": [len(keywords)], "failed": [len(failures)], "tokens": [tokens]}
+
+
+def _keyword_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Raises ValueError('Class: message') for an answer that is an error or does not parse."""
+    if row[_ERROR]:
+        raise ValueError(row[_ERROR])
+    try:
+        keywords = parse(row["generated_text"], bool(row["has_image"]), bool(row["has_text"]))
+    except ValueError as error:
+        raise ValueError(f"Unparseable: {error}") from None
+    return {
+        "item_id": row["item_id"],
+        "image_keywords": list(keywords.image),
+        "text_keywords": list(keywords.text),
+        "content_hash": row["content_hash"],
+        "model": recipe.model,
+        "prompt_version": recipe.prompt_version,
+        "tokens": int(row["num_generated_tokens"]),
+    }

@@ -1,0 +1,68 @@
+"""What is known already: keywords made by the same weights and prompt from the same content.
+
+Membership is looked up by 16-byte hashes of (item id, content hash), sorted: 1.6 GB for 100 million items,
+once a node, in Ray's object store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mmsrarec_ray.data.frames import iter_tables
+from mmsrarec_ray.store import Folder
+
+KEY = np.dtype("V16")
+
+
+def keys(table: pa.Table) -> np.ndarray:
+    """One key a row, V16 (n,). The table needs `item_id` and `content_hash`."""
+    digests = (
+        hashlib.blake2b(f"{item}\0{content}".encode(), digest_size=KEY.itemsize).digest()
+        for item, content in zip(table["item_id"].to_pylist(), table["content_hash"].to_pylist(), strict=True)
+    )
+    return np.frombuffer(b"".join(digests), dtype=KEY)
+
+
+def index(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """All keys, each once, sorted for `contains`: V16 (n,)."""
+    every = np.concatenate([np.empty(0, KEY), *parts])
+    return np.unique(every.view(_HALVES)).view(KEY)
+
+
+def contains(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which of the wanted keys are known: bool (n,). known: as `index` gives it."""
+    if len(known) == 0:
+        return np.zeros(len(wanted), bool)
+    known, wanted = known.view(_HALVES), wanted.view(_HALVES)
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return known[place] == wanted
+
+
+@dataclass(frozen=True)
+class Items:
+    """Files with one row an item, on the filesystem of a folder."""
+
+    folder: Folder
+    files: list[str]
+
+    def read(self, columns: list[str] | None = None) -> ray.data.Dataset:
+        # One block a file: left alone, Ray cuts a few rows into hundreds of blocks.
+        blocks = max(1, len(self.files))
+        rows = ray.data.read_parquet(self.files, filesystem=self.folder.filesystem, override_num_blocks=blocks)
+        return rows.select_columns(columns) if columns else rows
+
+    def index(self) -> np.ndarray:
+        """The keys of all rows, as `index` gives them."""
+        if not self.files:
+            return index([])
+        return index(keys(table) for table in iter_tables(self.read(["item_id", "content_hash"])))
+
+
+# numpy orders and compares records of two integers, not raw bytes
+_HALVES = np.dtype([("high", "<u8"), ("low", "<u8")])

@@ -1,0 +1,110 @@
+"""The stage behind jobs/summarize.py: keywords of the whole catalogue, incremental and resumable."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.models.load import engine_identity, fingerprint, source
+from mmsrarec_ray.progress import say
+from mmsrarec_ray.store import Artefact, Folder, Run
+from mmsrarec_ray.summarize import finish
+from mmsrarec_ray.summarize.contact_sheet import write_contact_sheet
+from mmsrarec_ray.summarize.pipeline import FAILURE_PARTS, KEYWORD_PARTS, Recipe, count_pending, summarise
+from mmsrarec_ray.summarize.render import prompt_version
+from mmsrarec_ray.summarize.reuse import Items
+
+STAGING = "staging"
+
+
+class Summarize(Stage):
+    """Turn every item of the catalogue into keywords."""
+
+    name: ClassVar[str] = "summarize"
+    artefact: ClassVar[str] = "keywords"
+    code: ClassVar[tuple[str, ...]] = (
+        *("summarize/stage", "summarize/pipeline", "summarize/render", "summarize/prompts", "summarize/keywords"),
+        *("summarize/reuse", "summarize/finish", "summarize/contact_sheet", "models/load"),
+        *("data/schemas", "data/parts", "data/frames", "data/images"),
+    )
+
+    def requires(self) -> list[Stage]:
+        return [Prepare(self.config)]
+
+    def settings(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "model": c.model.model_dump() | {"source": fingerprint(c.model)},
+            "summarize": c.summarize.model_dump(exclude={"rows_per_part"}),
+            "images": [c.data.max_image_bytes, c.data.max_image_pixels],
+        }
+
+    def engine(self) -> dict[str, Any]:
+        return engine_identity(self.config.engine)
+
+    def resources(self) -> dict[str, Any]:
+        e = self.config.engine
+        engines = f"{e.concurrency} engine(s) of {e.cpus:g} CPU and {e.gpus} GPU"
+        return {"engines": engines, "CPU": self._cpus(), "GPU": e.concurrency * e.gpus}
+
+    def _cpus(self) -> float:
+        """Logical CPUs without which the pipeline would wait for ever: engines, renderers, one reading task."""
+        e = self.config.engine
+        return e.concurrency * e.cpus + e.preprocess_concurrency + 1
+
+    def check(self) -> None:
+        source(self.config.model)
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        _require_cpus(self._cpus())
+        dataset = inputs["dataset"].folder
+        items = Items(dataset, finish.parquet_files(dataset / "items"))
+        recipe = Recipe(fingerprint(self.config.model), prompt_version(self.config))
+        staging = out / STAGING
+        earlier = None if self.fresh else self._earlier(recipe)
+        (out if self.fresh else staging / FAILURE_PARTS).clear()
+        known = Items(out, _known_files(earlier, staging)).index()
+        total, pending = count_pending(items, known)
+        say(f"summarize: {total:,} items, {total - pending:,} known, {pending:,} to summarise")
+        if pending:
+            summarise(self.config, items, known, pending, recipe, staging)
+        counts, metrics = finish.publish(items, _known_files(earlier, staging), staging, out)
+        _check_counts(total, counts)
+        staging.remove()
+        write_contact_sheet(self.config, items, out)
+        return Outcome({"in": total, **counts, "reused": total - pending}, metrics | vars(recipe))
+
+    def _earlier(self, recipe: Recipe) -> Artefact | None:
+        """The newest keywords of this run folder made with the same weights and prompt."""
+        for artefact in Run.at(self.config.run).published(self.artefact):
+            made = artefact.manifest.metrics
+            if (made["model"], made["prompt_version"]) == (recipe.model, recipe.prompt_version):
+                return artefact
+        return None
+
+
+def _require_cpus(needed: float) -> None:
+    import ray
+
+    there = ray.cluster_resources().get("CPU", 0)
+    if there < needed:
+        raise ConfigError(
+            f"the stages of summarize hold {needed:g} logical CPUs and the cluster has {there:g}: it would wait for "
+            f"ever. Set ray.num_cpus={needed:g} or more, or start the cluster with `ray start --head --num-cpus=…`."
+        )
+
+
+def _known_files(earlier: Artefact | None, staging: Folder) -> list[str]:
+    """Keyword files whose rows may be taken over: of the artefact before, and of this one's unfinished run."""
+    files = finish.parquet_files(staging / KEYWORD_PARTS)
+    return files + (finish.parquet_files(earlier.folder / "items") if earlier is not None else [])
+
+
+def _check_counts(total: int, counts: dict[str, int]) -> None:
+    """Every item is in the keywords or in the failures, once. Raises RuntimeError where one got lost."""
+    if counts["out"] + counts["failed"] != total:
+        raise RuntimeError(
+            f"the counts do not add up: {total} items in, {counts['out']} with keywords, {counts['failed']} failed"
+        )

@@ -1,0 +1,285 @@
+"""The importers: tables of every kind, films with posters, MicroLens; the real data where it is at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mmsrarec_ray.config import load
+from mmsrarec_ray.data.importers.base import RowError, clean_attribute, clean_id, clean_text
+from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.errors import InputError
+from tests.data.conftest import CSV, ITEMS_CSV, Prepared, picture, prepare_folder
+
+JSONL = ("data.items=items.jsonl", "data.interactions=interactions.jsonl", "data.item_columns.image=null")
+
+
+@pytest.mark.parametrize(("value", "text"), [(" a ", "a"), ("", None), (None, None), (5, "5"), (float("nan"), None)])
+def test_clean_text(value: object, text: str | None) -> None:
+    assert clean_text(value, "title") == text
+
+
+@pytest.mark.parametrize("value", [True, b"x", ["x"], {"x": 1}])
+def test_what_is_not_text_names_its_field(value: object) -> None:
+    with pytest.raises(RowError, match="WrongType: title: expected text"):
+        clean_text(value, "title")
+
+
+def test_ids_are_text_or_whole_numbers() -> None:
+    assert clean_id(7, "item_id") == "7"
+    with pytest.raises(RowError, match="WrongType: item_id"):
+        clean_id(7.0, "item_id")
+    with pytest.raises(RowError, match="MissingId: item_id"):
+        clean_id("  ", "item_id")
+
+
+def test_lists_of_attributes_are_joined() -> None:
+    assert clean_attribute(["red", None, 5], "colour") == "red|5"
+    assert clean_attribute([], "colour") is None
+
+
+def test_columns_are_mapped(prepare: Callable[..., Prepared]) -> None:
+    items = pa.table({"sku": [1, 2], "name": ["One", "Two"], "colours": [["red", "blue"], []], "price": [1.5, None]})
+    log = pa.table({"who": [7, 7], "what": [2, 1], "when": [datetime(2024, 1, 2, tzinfo=UTC), datetime(2024, 1, 1)]})
+    done = prepare(
+        {"items.parquet": items, "interactions.parquet": log},
+        *("data.item_columns.item_id=sku", "data.item_columns.title=name", "data.item_columns.text=null"),
+        *("data.item_columns.image=null", "data.item_columns.attributes=[colours, price]"),
+        *("data.interaction_columns.user_id=who", "data.interaction_columns.item_id=what"),
+        "data.interaction_columns.timestamp=when",
+    )
+    assert dict(done.item("1")["attributes"]) == {"colours": "red|blue", "price": "1.5"}
+    assert done.item("2")["attributes"] == []
+    assert done.history("7") == ["1", "2"]
+    assert done.rows("interactions")[0]["timestamp"] == 1_704_067_200_000
+
+
+@pytest.mark.parametrize(
+    ("unit", "value"),
+    [
+        ("s", "1704067200"),
+        ("s", "1704067200.0"),
+        ("ms", "1704067200000"),
+        ("us", "1704067200000000"),
+        ("ns", "1704067200000000000"),
+        ("s", "2024-01-01"),
+        ("s", "2024-01-01T01:00:00+01:00"),
+        ("s", "2024-01-01 00:00:00"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_units_of_time(prepare: Callable[..., Prepared], kind: str, unit: str, value: str) -> None:
+    row = {"user_id": "u", "item_id": "a", "timestamp": value if "-" in value else json.loads(value)}
+    log = json.dumps(row) if kind == "jsonl" else f"user_id,item_id,timestamp\nu,a,{value}\n"
+    settings = (*CSV, f"data.interactions=interactions.{kind}", f"data.timestamp_unit={unit}")
+    done = prepare({"items.csv": ITEMS_CSV, f"interactions.{kind}": log}, *settings)
+    assert [row["timestamp"] for row in done.rows("interactions")] == [1_704_067_200_000]
+
+
+def test_without_time_the_order_of_the_rows_counts(prepare: Callable[..., Prepared]) -> None:
+    files = {
+        "items.csv": ITEMS_CSV,
+        "log/2.csv": "user_id,item_id\nu,a\n",
+        "log/1.csv": "user_id,item_id\nu,c\nv,a\nu,b\n",
+    }
+    done = prepare(files, *CSV, "data.interactions=log", "data.interaction_columns.timestamp=null")
+    assert done.history("u") == ["c", "b", "a"]
+    assert done.metrics["ordered_by"] == "order"
+
+
+def test_csv_quotes_newlines_and_a_byte_order_mark(prepare: Callable[..., Prepared]) -> None:
+    items = (
+        '\ufeffitem_id,title,text\r\na,"One, ""two""","first\nsecond"\r\n\r\nb,"bad"quote,x\r\nc,Cup,\r\n,none,x\r\n'
+    )
+    done = prepare({"items.csv": items}, *CSV, "data.interactions=null")
+    assert (done.item("a")["title"], done.item("a")["text"]) == ('One, "two"', "first\nsecond")
+    assert {row["row"]: row["error"] for row in done.rows("failures")} == {5: "MalformedRow", 7: "MissingId"}
+
+
+def test_a_quote_that_never_closes_is_refused(prepare: Callable[..., Prepared]) -> None:
+    items = 'item_id,title,text\na,Apple,red\nb,"Bread,brown\nc,Cup,\n'
+    with pytest.raises(Exception, match=r"items\.csv: line 3: a quote is opened"):
+        prepare({"items.csv": items}, *CSV, "data.interactions=null")
+
+
+def test_json_lines(prepare: Callable[..., Prepared]) -> None:
+    items = '{"item_id": 1, "title": "One", "text": null}\r\n\n{"title": "Two", "item_id": "2", "text": "t"}'
+    log = [
+        '{"user_id": 5, "item_id": 1, "timestamp": 10.5}',
+        '{"user_id": 5, "item_id": [2], "timestamp": 11}',
+        '{"user_id": true, "item_id": 2, "timestamp": 11}',
+        '{"user_id": 5, "item_id": 2, "timestamp": {}}',
+        "{",
+        '{"user_id": 5, "item_id": 2, "timestamp": "12"}',
+    ]
+    done = prepare({"items.jsonl": items, "interactions.jsonl": "\n".join(log)}, *JSONL)
+    errors = {row["row"]: row["error"] for row in done.rows("failures")}
+    assert errors == {2: "WrongType", 3: "WrongType", 4: "WrongType", 5: "MalformedRow"}
+    assert [(row["item_id"], row["timestamp"]) for row in done.rows("interactions")] == [("1", 10_500), ("2", 12_000)]
+
+
+def test_broken_encoding_in_parquet(prepare: Callable[..., Prepared]) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"good", b"\xff\xfe"], pa.binary()).buffers())
+    items = pa.table({"item_id": ["a", "b"], "title": broken})
+    settings = ("data.item_columns.text=null", "data.item_columns.image=null", "data.interactions=null")
+    done = prepare({"items.parquet": items}, *settings)
+    assert (done.failure()["row"], done.failure()["error"]) == (2, "BrokenEncoding")
+    assert "title" in done.failure()["message"]
+
+
+def test_a_column_that_cannot_hold_ids_is_refused(prepare: Callable[..., Prepared]) -> None:
+    log = pa.table({"user_id": [1.0], "item_id": ["a"], "timestamp": [1]})
+    with pytest.raises(Exception, match=r"interactions\.parquet: column user_id: double"):
+        prepare({"items.csv": ITEMS_CSV, "interactions.parquet": log}, *CSV, "data.interactions=interactions.parquet")
+
+
+def test_pictures(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where.png"
+    elsewhere.write_bytes(picture(colour="blue"))
+    rows = {
+        "relative": "pictures/red one.png",
+        "file": elsewhere.as_uri(),
+        "absolute": str(elsewhere),
+        "web": "https://images.example/a.png",
+        "missing": "pictures/gone.png",
+        "none": "",
+        "text": "pictures/no.png",
+        "bytes": "pictures/big.bmp",
+        "pixels": "pictures/wide.png",
+        "folder": "pictures",
+        "scheme": "ftp://images.example/a.png",
+    }
+    files = {
+        "items.csv": "item_id,image\n" + "".join(f"{name},{image}\n" for name, image in rows.items()),
+        "pictures/red one.png": picture(),
+        "pictures/no.png": b"<html>",
+        "pictures/big.bmp": picture(200, 200, kind="BMP"),
+        "pictures/wide.png": picture(3000, 2),
+    }
+    done = prepare(
+        files,
+        *CSV,
+        *("data.interactions=null", "data.item_columns.title=null", "data.item_columns.text=null"),
+        *("data.item_columns.image=image", "data.max_image_bytes=20000", "data.max_image_pixels=5000"),
+    )
+    assert {row["id"]: row["error"] for row in done.rows("failures")} == {
+        "text": "UnreadableImage",
+        "bytes": "ImageTooLarge",
+        "pixels": "ImageTooLarge",
+        "folder": "UnreadableImage",
+        "scheme": "UnreadableImage",
+    }
+    uris = {item["item_id"]: item["image_uri"] for item in done.rows("items")}
+    folder = tmp_path / "one" / "data"
+    assert uris == {
+        "relative": f"{folder}/pictures/red one.png",
+        "file": elsewhere.as_uri(),
+        "absolute": str(elsewhere),
+        "web": "https://images.example/a.png",
+        "missing": None,
+        "none": None,
+    }
+    assert done.metrics["missing_images"] == 2
+    assert done.metrics["missing_texts"] == 6
+    hashes = {item["item_id"]: item["content_hash"] for item in done.rows("items")}
+    assert hashes["file"] == hashes["absolute"]
+    assert hashes["missing"] == hashes["none"]
+    assert len(set(hashes.values())) == 4
+
+
+def test_the_content_hash_is_of_the_content(prepare: Callable[..., Prepared]) -> None:
+    """Bytes and a reference to the same bytes are the same content; another picture is another."""
+    inside = pa.table({"item_id": ["a"], "title": ["A"], "text": ["t"], "image": [picture()]})
+    by_path = "item_id,title,text,image\na,A,t,a.png\n"
+    settings = ("data.items=items.csv", "data.interactions=null")
+    done = [
+        prepare({"items.parquet": inside}, "data.interactions=null", under="one"),
+        prepare({"items.csv": by_path, "a.png": picture()}, *settings, under="two"),
+        prepare({"items.csv": by_path, "a.png": picture(colour="blue")}, *settings, under="three"),
+    ]
+    hashes = [each.item("a")["content_hash"] for each in done]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert done[0].item("a")["image"] == picture()
+    assert done[0].item("a")["image_uri"] is None
+
+
+FILM = {
+    "item_id": 1,
+    "title": "A Film (1999)",
+    "year": 1999,
+    "genres": ["Crime", "Drama"],
+    "description": "A thief repents.",
+    "plot_omdb": "Late, he pays.",
+    "director": None,
+    "plot_keywords": None,
+    "image": "images/1.jpg",
+}
+
+
+def test_movies(prepare: Callable[..., Prepared]) -> None:
+    films = [FILM, FILM | {"item_id": 2, "plot_omdb": "thief repents", "image": None, "director": "N. N."}]
+    files = {
+        "items.jsonl": "\n".join(map(json.dumps, films)),
+        "interactions.csv": "user_id,item_id,rating,timestamp\n5,2,10,1362084991\n5,1,7,1362084992\n",
+        "images/1.jpg": picture(kind="JPEG"),
+    }
+    done = prepare(files, "data.format=movies")
+    first, second = done.item("1"), done.item("2")
+    assert first["text"] == "A thief repents. Late, he pays."
+    assert second["text"] == "A thief repents."
+    assert dict(first["attributes"]) == {"genres": "Crime|Drama", "year": "1999"}
+    assert dict(second["attributes"])["director"] == "N. N."
+    assert first["image_uri"].endswith("/data/images/1.jpg")
+    assert [(row["item_id"], row["weight"]) for row in done.rows("interactions")] == [("2", 10.0), ("1", 7.0)]
+
+
+def test_microlens(prepare: Callable[..., Prepared]) -> None:
+    files = {
+        "titles.csv": 'item,title\n1,"one, first"\n2,two\n3,three\n',
+        "pairs.tsv": "8\t3 1 2\n9\t2  3 \nno tab\n10\t7 1\n\n11\t\n",
+    }
+    done = prepare(files, "data.format=microlens")
+    assert done.history("8") == ["3", "1", "2"]
+    assert done.history("9") == ["2", "3"]
+    assert done.history("10") == ["1"]
+    assert done.item("1")["title"] == "one, first"
+    failed = sorted((row["row"], row["error"], row["id"]) for row in done.rows("failures"))
+    assert [(row, error) for row, error, _ in failed] == [(3, "MalformedRow"), (4, "UnknownItem"), (6, "MalformedRow")]
+    assert done.counts["interactions_in"] == 9
+
+
+@pytest.mark.parametrize("settings", [("data.items=nowhere.csv",), ("data.items=items.txt",), ("data.items=empty",)])
+def test_files_that_are_not_there(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    (tmp_path / "data" / "empty").mkdir(parents=True)
+    (tmp_path / "data" / "items.txt").write_text("item_id\na\n")
+    words = ["data.format=tables", f"data.path={tmp_path}/data", f"run={tmp_path}/run", *settings]
+    with pytest.raises(InputError, match=r"data\.items"):
+        Prepare(load(None, words)).sources()
+
+
+def _real(name: str) -> str:
+    folder = os.environ.get("MMSRAREC_DATA")
+    if not folder:
+        pytest.skip("MMSRAREC_DATA is not set: the folder with movies/ and microlens/")
+    return str(Path(folder) / name)
+
+
+def test_the_real_films(ray_session: str, tmp_path: Path) -> None:
+    done = prepare_folder(_real("movies"), str(tmp_path), "data.format=movies")
+    assert done.counts["items_out"] == 2013
+    assert done.counts["interactions_out"] == 61_133
+    assert done.metrics["users"] == 4106
+    assert done.metrics["missing_images"] == 0
+
+
+def test_the_core_of_microlens_is_the_papers(ray_session: str, tmp_path: Path) -> None:
+    core = ("data.k_core_user=6", "data.k_core_item=5")
+    done = prepare_folder(_real("microlens"), str(tmp_path), "data.format=microlens", *core)
+    assert done.counts["interactions_in"] == 359_708
+    assert (done.metrics["users"], done.metrics["core_items"], done.metrics["items"]) == (25_411, 11_896, 19_220)

@@ -1,0 +1,107 @@
+"""The settings: what is wrong is refused with the dotted key, what was expected and what came."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmsrarec_ray.config import Config, known_keys, load
+from mmsrarec_ray.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+GOOD = ("run=/tmp/run", "data.format=shop")
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(None, words)
+    return str(caught.value)
+
+
+def test_overrides_win_over_the_file_and_values_are_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {format: movies, path: /somewhere}\nsummarize: {max_keywords: 3}\n")
+    config = load(file, ["run=s3://bucket/x", "summarize.max_keywords=4", "engine.env={A: b}", "data.min_weight=null"])
+    assert config.summarize.max_keywords == 4
+    assert config.data.path == "/somewhere"
+    assert config.engine.env == {"A": "b"}
+    assert config.data.min_weight is None
+
+
+def test_an_unknown_key_suggests_the_nearest() -> None:
+    message = refusal(*GOOD, "summarize.max_keyword=3")
+    assert message == "summarize.max_keyword: there is no such setting. Did you mean summarize.max_keywords?"
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("data.format=film", ("data.format", "'shop', 'tables'", "'film'")),
+        ("engine.cpus=-1", ("engine.cpus", "greater than 0", "-1")),
+        ("split.test=1.5", ("split.test", "less than 1", "1.5")),
+        ("summarize.max_keywords=many", ("summarize.max_keywords", "integer", "'many'")),
+        ("shop.users=1500", ("shop.users", "multiple of 1000", "1500")),
+        ("engine.gpus=2", ("engine.gpus", "tensor_parallel_size", "2")),
+        ("split.validation=0.95", ("split.validation", "split.test", "train")),
+        ("nonsense", ("key=value", "'nonsense'")),
+        ("run.deeper=1", ("run.deeper", "'run' is a value")),
+        ("model.source=[", ("model.source", "YAML")),
+    ],
+)
+def test_a_wrong_value_is_named(word: str, parts: tuple[str, ...]) -> None:
+    message = refusal(*GOOD, word)
+    assert all(part in message for part in parts), message
+
+
+def test_a_relative_run_folder_is_refused_with_the_reason() -> None:
+    message = refusal("run=out", "data.format=shop")
+    assert "absolute path or a URI" in message
+    assert "Ray's temporary copy" in message
+
+
+def test_data_needs_a_path_unless_it_is_the_shop() -> None:
+    assert "data.path: must be set" in refusal("run=/r", "data.format=movies")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    message = refusal("data.format=film", "engine.cpus=0")
+    assert [line.split(":")[0] for line in message.splitlines()] == ["run", "data.format", "engine.cpus"]
+
+
+def test_a_file_that_is_not_yaml_or_not_there_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,\n")
+    for file in (broken, tmp_path / "absent.yaml"):
+        with pytest.raises(ConfigError, match=str(file)):
+            load(file)
+
+
+def test_the_resolved_configuration_is_the_same_when_read_again() -> None:
+    config = load(None, GOOD)
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_every_setting_but_plain_names_is_described() -> None:
+    undescribed = {key for key, _, description in known_keys() if not description}
+    assert {key for key in undescribed if not key.startswith(("data.item_columns", "data.interaction_columns"))} <= {
+        "split.test",
+        "shop.seed",
+        "shop.items",
+        "shop.users",
+        "split.seed",
+        "model.dtype",
+        "engine.accelerator_type",
+        "engine.tensor_parallel_size",
+        "engine.enforce_eager",
+        "summarize.max_word_chars",
+        "summarize.temperature",
+        "summarize.seed",
+        "summarize.contact_sheet_items",
+        "ray.object_store_mib",
+    }
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_the_configurations_we_ship_are_valid(file: Path) -> None:
+    assert load(file, ["run=/tmp/run", "data.path=/tmp/data"]).run == "/tmp/run"

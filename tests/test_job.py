@@ -1,0 +1,176 @@
+"""The contract of every job: plan, run, publish, report, exit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.job import Outcome, Stage, execute, plan
+from mmsrarec_ray.store import Artefact, Folder, Run
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+
+
+class Letters(Stage):
+    """Writes a file of letters; the seed of the split decides which."""
+
+    name: ClassVar[str] = "letters"
+    artefact: ClassVar[str] = "letters"
+    code: ClassVar[tuple[str, ...]] = ("errors",)
+    runs: ClassVar[list[bool]] = []
+
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.config.split.seed}
+
+    def engine(self) -> dict[str, Any]:
+        return {"name": "none"}
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        self.runs.append(self.fresh)
+        out.write_bytes("letters.txt", b"ab" * (1 + self.config.split.seed // 10))  # seeds 0 to 9 write the same
+        return Outcome({"in": 2, "out": 2})
+
+
+class Count(Stage):
+    """Counts the letters."""
+
+    name: ClassVar[str] = "count"
+    artefact: ClassVar[str] = "count"
+    code: ClassVar[tuple[str, ...]] = ("errors",)
+    runs: ClassVar[list[bool]] = []
+
+    def requires(self) -> list[Stage]:
+        return [Letters(self.config)]
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        self.runs.append(self.fresh)
+        count = len(inputs["letters"].folder.read_bytes("letters.txt"))
+        out.write_bytes("count.txt", str(count).encode())
+        return Outcome({"in": 1, "out": 1}, {"letters": count})
+
+
+@pytest.fixture
+def run(ray_session: str, tmp_path: Path) -> Run:
+    Letters.runs.clear()
+    Count.runs.clear()
+    return Run.at(str(tmp_path / "run"))
+
+
+def config(seed: int = 0) -> Config:
+    return load(None, ["run=/unused", "data.format=shop", f"split.seed={seed}"])
+
+
+def statuses(seed: int, run: Run) -> list[str]:
+    return [step.status for step in plan(Count(config(seed)), run)]
+
+
+def test_a_stage_brings_what_it_needs_up_to_date_and_then_itself(run: Run) -> None:
+    assert statuses(0, run) == ["to run", "to run after letters"]
+    _, manifest, done = execute(Count(config()), run)
+    assert done
+    assert manifest.metrics == {"letters": 2}
+    assert statuses(0, run) == ["up to date", "up to date"]
+    _, again, done = execute(Count(config()), run)
+    assert not done
+    assert again == manifest
+    assert (len(Letters.runs), len(Count.runs)) == (1, 1)
+
+
+def test_an_equal_result_of_the_stage_before_leaves_the_next_up_to_date(run: Run) -> None:
+    execute(Count(config(0)), run)
+    execute(Count(config(9)), run)  # other settings, the same letters
+    assert (len(Letters.runs), len(Count.runs)) == (2, 1)
+    _, manifest, _ = execute(Count(config(10)), run)
+    assert manifest.metrics == {"letters": 4}
+    assert (len(Letters.runs), len(Count.runs)) == (3, 2)
+
+
+def test_force_repeats_the_stage_alone(run: Run) -> None:
+    execute(Count(config()), run)
+    execute(Count(config()), run, force=True)
+    assert Letters.runs == [False]
+    assert Count.runs == [False, True]
+
+
+def test_the_manifest_tells_what_the_artefact_was_made_from(run: Run) -> None:
+    step, manifest, _ = execute(Count(config()), run)
+    letters = run.published("letters")[0].manifest
+    assert manifest.inputs == {"letters": letters.digest}
+    assert manifest.config["split"]["seed"] == 0
+    assert letters.engine == {"name": "none"}
+    assert list(letters.files) == ["letters.txt"]
+    assert letters.files["letters.txt"].bytes == 2
+    assert step.artefact is not None
+    assert step.artefact.fingerprint == manifest.fingerprint
+
+
+def test_an_unfinished_artefact_is_made_again(run: Run) -> None:
+    execute(Count(config()), run)
+    letters = run.published("letters")[0]
+    (letters.folder.filesystem).delete_file(letters.folder.file("manifest.json"))
+    assert statuses(0, run) == ["to run", "to run after letters"]
+
+
+def call(job: str, *words: str) -> tuple[int, dict[str, Any], str, str]:
+    """Run a job; gives the exit code, the JSON of its last line, and both outputs."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs" / job, *words], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    lines = done.stdout.splitlines()
+    return done.returncode, json.loads(lines[-1]) if lines else {}, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_refuses_wrong_settings_in_the_same_way(job: str) -> None:
+    code, last, _, error = call(job, "--config", "configs/demo.yaml", "run=relative", "engine.cpu=1")
+    assert code == 2
+    assert last["status"] == "refused"
+    assert {"stage", "artefact", "counts", "metrics", "seconds"} <= set(last)
+    assert "engine.cpu: there is no such setting. Did you mean engine.cpus?" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_plans_without_starting_anything(job: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, last, output, error = call(job, "--config", "configs/demo.yaml", f"run={run}", "--dry-run")
+    assert code == 0, error
+    assert last["status"] == "planned"
+    assert last["plan"][-1]["stage"] == job.removesuffix(".py")
+    assert "max_keywords: 6" in output  # the resolved configuration
+    assert "asks for" in output
+    assert not run.exists()
+
+
+def test_what_cannot_be_written_fails_with_one_line_and_exit_code_1() -> None:
+    code, last, _, error = call("prepare.py", "--config", "configs/demo.yaml", "run=/dev/null/run", "ray.num_cpus=2")
+    assert code == 1
+    assert last["status"] == "failed"
+    assert "Not a directory" in last["error"]
+    assert f"prepare: failed: {last['error']}" in error
+
+
+def test_a_missing_data_folder_is_refused() -> None:
+    code, last, _, error = call(
+        "prepare.py", "--config", "configs/movies.yaml", "run=/tmp/unused", "data.path=/no/where"
+    )
+    assert code == 2
+    assert "/no/where" in error
+    assert last["status"] == "refused"
+
+
+def test_the_settings_can_be_listed() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs" / "summarize.py", "--help-config"], capture_output=True, text=True, check=True
+    )
+    assert "summarize.max_keywords" in done.stdout
