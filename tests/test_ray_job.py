@@ -36,10 +36,12 @@ def cluster(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     log = tmp_path_factory.mktemp("cluster") / "log"
     address = f"http://127.0.0.1:{(dashboard := free_port())}"
     words = ["--head", "--block", "--num-cpus=8", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    # Two clusters of one machine must not ask for the same ports: an agent without its own can take no job.
+    words += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
     path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"  # the job's `python` is ours
     with log.open("w") as output:
         process = subprocess.Popen(
-            [RAY, "start", *words, "--object-store-memory=300000000", f"--ray-client-server-port={free_port()}"],
+            [RAY, "start", *words, "--object-store-memory=300000000"],
             stdout=output,
             stderr=output,
             env=os.environ | {"PATH": path},
@@ -72,11 +74,10 @@ def wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
 def submit(address: str, *command: str) -> tuple[int, dict[str, Any], str]:
     """Submit a job and follow it; gives the exit code, the JSON line and all output."""
     words = ["job", "submit", "--address", address, "--working-dir", ".", "--", *command]
-    for _ in range(60):
+    for _ in range(10):  # the dashboard answers some seconds before its agent does; each attempt waits for ten
         done = subprocess.run([RAY, *words], capture_output=True, text=True, cwd=ROOT, check=False)
-        if "No available agent" not in done.stderr:  # the dashboard answers some seconds before its agent does
+        if "No available agent" not in done.stderr:
             break
-        time.sleep(1)
     results = [line for line in done.stdout.splitlines() if line.startswith('{"stage"')]
     return done.returncode, json.loads(results[-1]) if results else {}, done.stdout + done.stderr
 
