@@ -84,7 +84,8 @@ class Split(Settings):
     seed: NonNegativeInt = 0
     users: Literal["ratio", "leave_one_out", "time"] = "ratio"
     """`ratio`: users 8:1:1 at random (the paper's). `leave_one_out`: every user's last interaction is test, the
-    one before validation. `time`: what happens after a global moment is test."""
+    one before validation. `time`: what happens after a global moment is test. Where it is not given, it is what
+    `evaluate.protocol` asks for."""
     validation: Fraction = 0.1
     """Share of users (`ratio`), of interactions (`time`)."""
     test: Fraction = 0.1
@@ -179,6 +180,177 @@ class Summarize(Settings):
     """Rows that are kept at a time: a killed run loses at most these and what is in the engine."""
 
 
+class Train(Settings):
+    """Ray Train: the workers that train sequence encoders."""
+
+    workers: PositiveInt = 1
+    cpus: PositiveFloat = 1
+    """Logical CPUs of a worker."""
+    threads: PositiveInt | None = None
+    """Threads of a worker on the CPU; null: the cores of its node, divided by the workers."""
+    gpu: bool = False
+    """A GPU for each worker."""
+    checkpoint_steps: PositiveInt = 200
+    """Steps between checkpoints: what a killed worker repeats at most."""
+    max_failures: NonNegativeInt = 3
+    """Times a fit is taken up again from its checkpoint when a worker dies."""
+
+
+class Encoder(Settings):
+    """A sequence encoder on item ids: its size and how it is trained."""
+
+    dim: PositiveInt = 64
+    """Width of item and sequence embeddings."""
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    """Attention heads; GRU4Rec has none."""
+    max_length: PositiveInt = 50
+    """The last items of a history that are looked at."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    negatives: PositiveInt | None = None
+    """null: softmax over all items. Else sampled softmax with so many negatives, drawn uniformly for each step."""
+    batch_users: PositiveInt = 128
+    """Users in a step, over all workers."""
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    epochs: PositiveInt = 20
+    """At most: training stops early when the validation users no longer gain."""
+    patience: PositiveInt = 3
+    """Epochs without a gain on the validation users before it stops."""
+    mask_share: Fraction = 0.3
+    """BERT4Rec: share of items that are masked in training."""
+
+
+class Retrieve(Settings):
+    """Similar users."""
+
+    encoder: Literal["sasrec", "gru4rec"] = "sasrec"
+    """Its size and training: `methods.sasrec`, `methods.gru4rec`."""
+    moments: Literal["prefixes", "users"] = "prefixes"
+    """`prefixes`: every beginning of a training user's history, with the item that came next. `users`: one vector
+    for a training user's whole history but its last item, with that item (the paper's)."""
+    neighbours: PositiveInt = 3
+    """The k nearest moments."""
+    history: PositiveInt = 5
+    """The last n items of a history that stand in a context."""
+    folds: Annotated[int, Field(ge=2)] = 2
+    """Training users are divided so; a fold's contexts come from an encoder and an index that know the others
+    alone."""
+    train_cuts: PositiveInt = 1
+    """Contexts of a training user: of its last so many transitions."""
+    cooccurrence_window: PositiveInt = 5
+    """Two items of a history count as together up to this distance."""
+    index: Literal["exact", "hnsw", "ivf_pq"] = "exact"
+    hnsw_links: PositiveInt = 32
+    hnsw_ef_construction: PositiveInt = 200
+    hnsw_ef_search: PositiveInt = 128
+    ivf_lists: PositiveInt | None = None
+    """null: four times the square root of the number of moments."""
+    ivf_probes: PositiveInt = 32
+    pq_bytes: PositiveInt = 32
+    """Bytes of a compressed vector: `dim` must be a multiple of it."""
+
+
+class ItemKnn(Settings):
+    """Cosine between the sets of users of two items."""
+
+    neighbours: PositiveInt | None = None
+    """The most similar items that count for an item; null: all."""
+    shrink: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the denominator: doubts similarities of rare items."""
+
+
+class SessionKnn(Settings):
+    """What the users with the most similar recent items chose (V-SKNN)."""
+
+    neighbours: PositiveInt = 100
+    sample: PositiveInt = 1000
+    """Users that share an item with the history and are compared, the most similar first."""
+    last: PositiveInt = 10
+    """The last items of a history that are compared."""
+
+
+class Retrieval(Settings):
+    """What the similar moments did next, fused with co-occurrence."""
+
+    neighbours: PositiveInt = 100
+    temperature: PositiveFloat = 0.1
+    """Neighbours count by exp(cosine / temperature)."""
+    cooccurrence: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the co-occurrence with the history beside the neighbours' choices."""
+
+
+class ContentKnn(Settings):
+    """Items like those of the history, by words."""
+
+    source: Literal["texts", "keywords"] = "texts"
+    """Titles and texts, or the keywords of jobs/summarize.py."""
+
+
+class Fusion(Settings):
+    """A small network over the scores of the other methods, fitted on the validation users."""
+
+    content: bool = False
+    """Also features of titles and texts; else of ids alone."""
+    hidden: PositiveInt = 32
+    negatives: PositiveInt = 100
+    """Negatives beside each positive, from the pool, drawn anew each epoch."""
+    epochs: PositiveInt = 60
+    learning_rate: PositiveFloat = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class Methods(Settings):
+    """Settings of the methods that an evaluation compares."""
+
+    itemknn: ItemKnn = ItemKnn()
+    session_knn: SessionKnn = SessionKnn()
+    sasrec: Encoder = Encoder()
+    gru4rec: Encoder = Encoder()
+    bert4rec: Encoder = Encoder()
+    retrieval: Retrieval = Retrieval()
+    content_knn: ContentKnn = ContentKnn()
+    fusion: Fusion = Fusion()
+
+
+MethodName = Literal[
+    "random",
+    "popularity",
+    "itemknn",
+    "session_knn",
+    "sasrec",
+    "gru4rec",
+    "bert4rec",
+    "retrieval",
+    "content_knn",
+    "fusion",
+    "taste_oracle",
+    "history_oracle",
+]
+
+
+class Evaluate(Settings):
+    """How methods are compared."""
+
+    protocol: Literal["paper", "full", "time"] = "paper"
+    """`paper`: each test user's last item against sampled negatives. `full`: against the whole catalogue, every
+    user's last item (leave-one-out). `time`: against the whole catalogue, what came first after a global moment."""
+    pool: Literal["core", "catalogue"] = "core"
+    """Items that are candidates: those left by the k-core filter, or all."""
+    negatives: PositiveInt = 20
+    """`paper`: negatives a user."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Each draws other negatives and trains the trained methods anew; figures are means over them."""
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("random", "popularity", "itemknn")
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
+    bootstrap: PositiveInt = 2_000
+    """Resamples of the users behind each interval."""
+    short_history: PositiveInt = 5
+    """Histories of at most so many items are a slice of their own."""
+    head_share: Fraction = 0.2
+    """The head: the most popular items, this share of those with any interaction."""
+
+
 class RaySettings(Settings):
     """How a job finds its cluster."""
 
@@ -204,6 +376,10 @@ class Config(Settings):
     build: Build = Build()
     engine: Engine = Engine()
     summarize: Summarize = Summarize()
+    train: Train = Train()
+    retrieve: Retrieve = Retrieve()
+    methods: Methods = Methods()
+    evaluate: Evaluate = Evaluate()
     ray: RaySettings = RaySettings()
 
 
@@ -217,12 +393,21 @@ def load(file: str | Path | None, overrides: Iterable[str] = ()) -> Config:
         tree = _read_yaml(Path(file))
     for word in overrides:
         _apply(tree, word)
+    _derive_split(tree)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
     _check_across(config)
     return config
+
+
+def _derive_split(tree: dict[str, Any]) -> None:
+    """Where the split of users is not given, the protocol of the evaluation decides it."""
+    evaluate, split = tree.get("evaluate") or {}, tree.setdefault("split", {})
+    if isinstance(evaluate, dict) and isinstance(split, dict):
+        protocol = evaluate.get("protocol", "paper")
+        split.setdefault("users", {"full": "leave_one_out", "time": "time"}.get(protocol, "ratio"))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
