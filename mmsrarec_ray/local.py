@@ -9,55 +9,103 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import shlex
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmsrarec_ray.progress import say
 
+_HERE = "127.0.0.1"
 _PATIENCE_SECONDS = 120
+
+
+@contextmanager
+def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
+    """A cluster of one node on this machine; gives the address of its dashboard.
+
+    All its ports are free ones, so it stands beside any other Ray of the machine: `ray.init` asks for fixed ones, and
+    a node whose agent finds its port taken can run no job. options: further words for `ray start`. Raises
+    RuntimeError with what Ray said where it does not come up.
+    """
+    tools = Path(sys.executable).parent
+    ports = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    chosen = dict(zip(ports, _free_ports(len(ports)), strict=True))
+    words = ["--head", "--block", f"--num-cpus={num_cpus}", "--disable-usage-stats"]
+    words += [f"--{name}={port}" for name, port in chosen.items()]
+    environment = os.environ | {
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",  # the job's `python`
+        # Every stage is a few worker processes: let that many start at a time, instead of warning of each.
+        "RAY_worker_maximum_startup_concurrency": str(num_cpus),
+    }
+    address = f"http://{_HERE}:{chosen['dashboard-port']}"
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [tools / "ray", "start", *words, *options], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            # The dashboard answers some seconds before the agent does, and it is the agent that runs jobs.
+            _wait_for(f"http://{_HERE}:{chosen['dashboard-agent-listen-port']}/api/healthz", process, log)
+            _wait_for(f"{address}/api/gcs_healthz", process, log)
+            yield address
+        finally:
+            _stop(process)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((_HERE, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _wait_for(url: str, process: subprocess.Popen, log: IO[str]) -> None:
+    """Until somebody answers there."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    log.seek(0)
+    raise RuntimeError(f"Ray did not come up:\n{log.read()[-3000:]}")
+
+
+def _stop(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def submit(entrypoint: list[str], num_cpus: int) -> int:
     """Run a command as a Ray job from the current folder; returns 0 if it succeeded, else 1."""
-    import ray
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for clusters; its clients have to be told
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    # Every stage is a few worker processes: let that many start at a time, instead of warning of each.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_cpus))
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the job's `python`
-    context = ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=False,  # the job speaks for itself
-    )
-    try:
-        client = JobSubmissionClient(f"http://{context.dashboard_url}")
-        say(f"Ray dashboard while it runs: http://{context.dashboard_url}")
-        job = _submit(client, shlex.join(entrypoint))
+    with local_cluster(num_cpus) as address:
+        client = JobSubmissionClient(address)
+        say(f"Ray dashboard while it runs: {address}")
+        job = client.submit_job(entrypoint=shlex.join(entrypoint), runtime_env={"working_dir": "."})
         asyncio.run(_follow(client, job))
         return 0 if client.get_job_status(job) == JobStatus.SUCCEEDED else 1
-    finally:
-        ray.shutdown()
-
-
-def _submit(client: Any, entrypoint: str) -> str:
-    """Submit as soon as the cluster can take a job: its dashboard answers some seconds before its agent does."""
-    for _ in range(_PATIENCE_SECONDS):
-        try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": "."})
-        except RuntimeError as error:
-            if "No available agent" not in str(error):
-                raise
-            time.sleep(1)
-    raise TimeoutError(f"the cluster took no job within {_PATIENCE_SECONDS} seconds")
 
 
 async def _follow(client: Any, job: str) -> None:

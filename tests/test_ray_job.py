@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,66 +13,24 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from mmsrarec_ray.local import local_cluster
 from mmsrarec_ray.store import Folder, Run
 
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).parent / "ray"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def cluster(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster(environment: None) -> Iterator[str]:
     """A cluster of its own, started by `ray start`; the address of its dashboard."""
-    log = tmp_path_factory.mktemp("cluster") / "log"
-    address = f"http://127.0.0.1:{(dashboard := free_port())}"
-    words = ["--head", "--block", "--num-cpus=8", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
-    # Two clusters of one machine must not ask for the same ports: an agent without its own can take no job.
-    words += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
-    path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"  # the job's `python` is ours
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [RAY, "start", *words, "--object-store-memory=300000000"],
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"PATH": path},
-            start_new_session=True,
-        )
-    try:
-        wait_for(address, process, log)
+    with local_cluster(8, "--object-store-memory=300000000") as address:
         yield address
-    finally:  # stops what was started here, and no other Ray of this machine
-        os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(1)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(120):
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/api/version", timeout=5):
-                return
-        except OSError:
-            time.sleep(1)
-    raise TimeoutError(log.read_text())
 
 
 def submit(address: str, *command: str) -> tuple[int, dict[str, Any], str]:
     """Submit a job and follow it; gives the exit code, the JSON line and all output."""
     words = ["job", "submit", "--address", address, "--working-dir", ".", "--", *command]
-    for _ in range(10):  # the dashboard answers some seconds before its agent does; each attempt waits for ten
-        done = subprocess.run([RAY, *words], capture_output=True, text=True, cwd=ROOT, check=False)
-        if "No available agent" not in done.stderr:
-            break
+    done = subprocess.run([RAY, *words], capture_output=True, text=True, cwd=ROOT, check=False)
     results = [line for line in done.stdout.splitlines() if line.startswith('{"stage"')]
     return done.returncode, json.loads(results[-1]) if results else {}, done.stdout + done.stderr
 
@@ -117,3 +70,11 @@ def test_a_refused_job_says_why_and_fails(cluster: str) -> None:
     assert code != 0
     assert last["status"] == "refused"
     assert "inside a Ray job a relative path would land in Ray's temporary copy" in output
+
+
+def test_clusters_of_one_machine_stand_side_by_side(cluster: str, ray_session: str) -> None:
+    """Beside the fixtures' clusters, one more runs a command to its end and tells that it failed."""
+    words = [sys.executable, "-m", "mmsrarec_ray.local", "--num-cpus", "1", "--", "sh", "-c", "echo done; exit 3"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "configs", check=False)
+    assert done.returncode == 1, done.stderr
+    assert "done" in done.stdout.splitlines()
