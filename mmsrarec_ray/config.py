@@ -201,21 +201,21 @@ class Encoder(Settings):
 
     dim: PositiveInt = 64
     """Width of item and sequence embeddings."""
-    layers: PositiveInt = 2
+    layers: PositiveInt = 1
     heads: PositiveInt = 2
     """Attention heads; GRU4Rec has none."""
     max_length: PositiveInt = 50
     """The last items of a history that are looked at."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    negatives: PositiveInt | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    negatives: PositiveInt | None = 1024
     """null: softmax over all items. Else sampled softmax with so many negatives, drawn uniformly for each step."""
-    batch_users: PositiveInt = 128
+    batch_users: PositiveInt = 64
     """Users in a step, over all workers."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     epochs: PositiveInt = 20
     """At most: training stops early when the validation users no longer gain."""
-    patience: PositiveInt = 3
+    patience: PositiveInt = 2
     """Epochs without a gain on the validation users before it stops."""
     mask_share: Fraction = 0.3
     """BERT4Rec: share of items that are masked in training."""
@@ -223,6 +223,8 @@ class Encoder(Settings):
 
 class Retrieve(Settings):
     """Similar users."""
+
+    seed: NonNegativeInt = 0
 
     encoder: Literal["sasrec", "gru4rec"] = "sasrec"
     """Its size and training: `methods.sasrec`, `methods.gru4rec`."""
@@ -264,10 +266,15 @@ class SessionKnn(Settings):
     """What the users with the most similar recent items chose (V-SKNN)."""
 
     neighbours: PositiveInt = 100
-    sample: PositiveInt = 1000
-    """Users that share an item with the history and are compared, the most similar first."""
+    """The most similar training users that count."""
     last: PositiveInt = 10
     """The last items of a history that are compared."""
+
+
+class Ease(Settings):
+    """A linear autoencoder in closed form."""
+
+    regularisation: PositiveFloat = 100.0
 
 
 class Retrieval(Settings):
@@ -285,13 +292,19 @@ class ContentKnn(Settings):
 
     source: Literal["texts", "keywords"] = "texts"
     """Titles and texts, or the keywords of jobs/summarize.py."""
+    encoder: str | None = None
+    """Folder or hub id of a sentence encoder; null: tf-idf of the words."""
 
 
 class Fusion(Settings):
     """A small network over the scores of the other methods, fitted on the validation users."""
 
-    content: bool = False
-    """Also features of titles and texts; else of ids alone."""
+    of: tuple[Literal["itemknn", "session_knn", "ease", "sasrec", "gru4rec", "bert4rec"], ...] = (
+        "itemknn",
+        "session_knn",
+        "sasrec",
+    )
+    """The methods whose scores it sees, beside popularity and co-occurrence."""
     hidden: PositiveInt = 32
     negatives: PositiveInt = 100
     """Negatives beside each positive, from the pool, drawn anew each epoch."""
@@ -300,17 +313,28 @@ class Fusion(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
 
 
+class FusionContent(Fusion):
+    """The same, with features of what is said of the items."""
+
+    source: Literal["texts", "keywords"] = "texts"
+    """As in `methods.content_knn`."""
+    encoder: str | None = None
+    """As in `methods.content_knn`."""
+
+
 class Methods(Settings):
     """Settings of the methods that an evaluation compares."""
 
     itemknn: ItemKnn = ItemKnn()
     session_knn: SessionKnn = SessionKnn()
+    ease: Ease = Ease()
     sasrec: Encoder = Encoder()
     gru4rec: Encoder = Encoder()
     bert4rec: Encoder = Encoder()
     retrieval: Retrieval = Retrieval()
     content_knn: ContentKnn = ContentKnn()
     fusion: Fusion = Fusion()
+    fusion_content: FusionContent = FusionContent()
 
 
 MethodName = Literal[
@@ -318,12 +342,14 @@ MethodName = Literal[
     "popularity",
     "itemknn",
     "session_knn",
+    "ease",
     "sasrec",
     "gru4rec",
     "bert4rec",
     "retrieval",
     "content_knn",
     "fusion",
+    "fusion_content",
     "taste_oracle",
     "history_oracle",
 ]

@@ -12,7 +12,8 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -80,6 +81,10 @@ class Stage(ABC):
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         """Write the result into `out`. inputs: artefact name -> published artefact."""
 
+    def announce(self, artefact: Artefact, run: Run) -> None:
+        """Put the result where people look for it. Called whenever the job asked for it ends well."""
+        return
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -104,18 +109,31 @@ class Planned:
 def plan(stage: Stage, run: Run) -> list[Planned]:
     """What has to be done for a stage's result: its requirements first, itself last."""
     steps: dict[str, Planned] = {}
-    for requirement in stage.requires():
-        for step in plan(requirement, run):
-            steps.setdefault(step.stage.name, step)
+    for each in _closure(stage):
+        steps[each.name] = _plan(each, run, steps)
+    return list(steps.values())
+
+
+def _closure(stage: Stage) -> list[Stage]:
+    """The stage and all it needs, directly or not, each once, in an order in which they can run."""
+    stages: dict[str, Stage] = {}
+    for required in stage.requires():
+        for each in _closure(required):
+            stages.setdefault(each.name, each)
+    return [*stages.values(), stage]
+
+
+def _plan(stage: Stage, run: Run, steps: Mapping[str, Planned]) -> Planned:
+    """What has to be done for one stage, where `steps` holds those it requires."""
     direct = {required.artefact: steps[required.name] for required in stage.requires()}
     waiting = [step.stage.name for step in direct.values() if step.status != "up to date"]
     if waiting:
-        return [*steps.values(), Planned(stage, f"to run after {', '.join(waiting)}")]
+        return Planned(stage, f"to run after {', '.join(waiting)}")
     inputs = {name: step.artefact for name, step in direct.items() if step.artefact}
     manifest_inputs = stage.sources() | {name: artefact.manifest.digest for name, artefact in inputs.items()}
     artefact = run.artefact(stage.artefact, _identity(stage, manifest_inputs))
     status = "up to date" if artefact.published else "to run"
-    return [*steps.values(), Planned(stage, status, artefact, inputs, manifest_inputs)]
+    return Planned(stage, status, artefact, inputs, manifest_inputs)
 
 
 def _identity(stage: Stage, inputs: dict[str, str]) -> str:
@@ -133,24 +151,34 @@ def _identity(stage: Stage, inputs: dict[str, str]) -> str:
 def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manifest, bool]:
     """Bring a stage's result up to date, its requirements first. Ray must be running.
 
-    Returns the step, its manifest and whether anything was done for it.
+    force: run the stage itself in any case. Returns its step, its manifest and whether anything was done for it.
     """
-    for requirement in stage.requires():
-        execute(requirement, run)
-    step = plan(stage, run)[-1]
+    steps: dict[str, Planned] = {}
+    for each in _closure(stage):
+        step = _plan(each, run, steps)
+        fresh = force and each is stage
+        done = step.status != "up to date" or fresh
+        if done:
+            _make(step, fresh)
+        else:
+            say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
+        steps[each.name] = replace(step, status="up to date")
     assert step.artefact is not None
-    if step.status == "up to date" and not force:
-        say(f"{stage.name}: up to date ({step.artefact.folder.path})")
-        return step, step.artefact.manifest, False
-    stage.fresh = force
+    stage.announce(step.artefact, run)
+    return step, step.artefact.manifest, done
+
+
+def _make(step: Planned, fresh: bool) -> None:
+    """Run a stage and publish its result."""
+    stage, artefact = step.stage, step.artefact
+    assert artefact is not None
+    stage.fresh = fresh
     say(f"{stage.name}: running")
     began = time.perf_counter()
-    outcome = stage.run(step.artefact.folder, step.inputs)
+    outcome = stage.run(artefact.folder, step.inputs)
     seconds = time.perf_counter() - began
-    manifest = _manifest(step, outcome, seconds)
-    step.artefact.publish(manifest)
+    artefact.publish(_manifest(step, outcome, seconds))
     say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
-    return step, manifest, True
 
 
 def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
@@ -257,6 +285,7 @@ def _run(stage_class: type[Stage], options: argparse.Namespace) -> tuple[int, di
         return DONE, {"status": "planned", "plan": [step.summary() for step in steps]}
     if steps[-1].status == "up to date" and not options.force:
         say(f"{stage.name}: up to date")
+        stage.announce(steps[-1].artefact, run)  # type: ignore[arg-type]
         return DONE, _facts(steps[-1], steps[-1].artefact.manifest, "up to date")  # type: ignore[union-attr]
     import ray
 
@@ -274,10 +303,6 @@ def _facts(step: Planned, manifest: Manifest, status: str) -> dict[str, Any]:
     assert step.artefact is not None
     where = step.artefact.folder.path
     return {"status": status, "artefact": where, "counts": manifest.counts, "metrics": manifest.metrics}
-
-
-def _closure(stage: Stage) -> list[Stage]:
-    return [each for required in stage.requires() for each in _closure(required)] + [stage]
 
 
 def _in_task(error: BaseException) -> tuple[str, str]:

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from mmsrarec_ray.data.parts import read_parts
 from mmsrarec_ray.data.splits import TEST, TRAIN, VALIDATION
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.store import Folder
@@ -177,11 +177,11 @@ class Log:
 
 def read_log(dataset: Folder) -> Log:
     """The interactions of a published dataset. Raises InputError where there are none."""
-    items = _read(dataset / "items", ["item_id", "in_core"]).sort_by("item_id")
-    interactions = _read(dataset / "interactions", ["user_id", "item_id", "timestamp", "position", "split"])
+    items = read_parts(dataset / "items", ["item_id", "in_core"]).sort_by("item_id")
+    interactions = read_parts(dataset / "interactions", ["user_id", "item_id", "timestamp", "position", "split"])
     if not interactions.num_rows:
         raise InputError(f"{dataset.path}: the dataset has no interactions to learn from or to evaluate on.")
-    people = _read(dataset / "users", ["user_id", "split"]).sort_by("user_id")
+    people = read_parts(dataset / "users", ["user_id", "split"]).sort_by("user_id")
     ids, users = items["item_id"].combine_chunks(), people["user_id"].combine_chunks()
     user = pc.index_in(interactions["user_id"], value_set=users).to_numpy().astype(np.int64)
     order = np.lexsort([interactions["position"].to_numpy(), user])
@@ -197,11 +197,3 @@ def read_log(dataset: Folder) -> Log:
         split=split[order],
         by_user=people.num_rows > 0 and people["split"].null_count == 0,
     )
-
-
-def _read(folder: Folder, columns: list[str]) -> pa.Table:
-    tables = []
-    for name in folder.files():
-        with folder.filesystem.open_input_file(folder.file(name)) as stream:
-            tables.append(pq.read_table(stream, columns=columns))
-    return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.string()) for name in columns})

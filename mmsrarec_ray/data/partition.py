@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from mmsrarec_ray.data.frames import iter_tables, map_tables
-from mmsrarec_ray.data.parts import to_parquet
+from mmsrarec_ray.data.parts import read_part, to_parquet
 from mmsrarec_ray.store import Folder
 
 _USER_COUNTS = pa.schema([("user_id", pa.string()), ("count", pa.int64())])
@@ -121,11 +120,6 @@ def user_starts(block: pa.Table) -> np.ndarray:
     return np.concatenate([[True], numbers[1:] != numbers[:-1]]) if len(numbers) else np.zeros(0, bool)
 
 
-def read_partition(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
-    with folder.filesystem.open_input_file(folder.file(name)) as stream:
-        return pq.read_table(stream, columns=columns)
-
-
 def alive(
     table: pa.Table, items: pa.Array, item_alive: np.ndarray, core: CoreSettings
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +132,7 @@ def alive(
 
 
 def _count(folder: Folder, name: str, items: pa.Array, item_alive: np.ndarray, core: CoreSettings) -> np.ndarray:
-    table = read_partition(folder, name, ["user_id", "item_id"])
+    table = read_part(folder, name, ["user_id", "item_id"])
     rows, codes = alive(table, items, item_alive, core)
     return np.bincount(codes[rows], minlength=len(items)).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Parquet parts that tasks write themselves: whole or not at all, and the same file when a task runs twice."""
+"""Parquet parts: tasks write them themselves, whole or not at all, and the same file when a task runs twice."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def to_parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def read_part(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file, or some of its columns."""
+    with folder.filesystem.open_input_file(folder.file(name)) as stream:
+        return pq.read_table(stream, columns=columns)
+
+
+def read_parts(folder: Folder, columns: list[str]) -> pa.Table:
+    """Some columns of all Parquet files of a folder; a table without rows or types where there are none."""
+    tables = [read_part(folder, name, columns) for name in folder.files()]
+    return pa.concat_tables(tables) if tables else pa.table({name: pa.nulls(0) for name in columns})
 
 
 def write_part(folder: Folder, table: pa.Table, name_columns: list[str]) -> None:

@@ -32,7 +32,8 @@ from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.images import ImageLimits
 from mmsrarec_ray.data.importers import open_import
 from mmsrarec_ray.data.importers.base import Import
-from mmsrarec_ray.data.partition import CoreSettings, by_user, k_core, order_user, read_partition
+from mmsrarec_ray.data.partition import CoreSettings, by_user, k_core, order_user
+from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.publish import InteractionRules, publish_interactions, publish_items
 from mmsrarec_ray.data.schemas import FAILURES
 from mmsrarec_ray.data.shop.generate import Shop
@@ -132,7 +133,7 @@ class _Work:
 
     def _first_failure(self) -> str:
         """The failure of the earliest row, in words."""
-        tables = [read_partition(self.failed, name) for name in self.failed.files()]
+        tables = [read_part(self.failed, name) for name in self.failed.files()]
         rows = pa.concat_tables([FAILURES.empty_table(), *tables])
         rows = rows.sort_by([("source", "ascending"), ("row", "ascending")]).slice(0, 1)
         return "".join("{source}, row {row}: {error}: {message}".format(**row) for row in rows.to_pylist())
@@ -167,9 +168,9 @@ class _Work:
         """All counts. Raises RuntimeError where a row came in and neither went out, failed nor was filtered."""
         failed, read = Counter[str](), Counter[str]()
         for name in self.failed.files():
-            failed.update(read_partition(self.failed, name, ["table"])["table"].to_pylist())
+            failed.update(read_part(self.failed, name, ["table"])["table"].to_pylist())
         for name in self.staging.tally.files():
-            for row in read_partition(self.staging.tally, name).to_pylist():
+            for row in read_part(self.staging.tally, name).to_pylist():
                 read[row["table"]] += row["rows"]
         counts = {
             "items_in": read["items"],

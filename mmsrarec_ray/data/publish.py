@@ -14,8 +14,8 @@ import ray
 
 from mmsrarec_ray.config import Split
 from mmsrarec_ray.data import splits
-from mmsrarec_ray.data.partition import CoreSettings, alive, read_partition, user_starts
-from mmsrarec_ray.data.parts import to_parquet, write_part
+from mmsrarec_ray.data.partition import CoreSettings, alive, user_starts
+from mmsrarec_ray.data.parts import read_part, to_parquet, write_part
 from mmsrarec_ray.data.schemas import INTERACTIONS, ITEMS, USERS
 from mmsrarec_ray.store import Folder
 
@@ -60,14 +60,14 @@ def _each(task: Callable, names: list[str], *arguments: Any) -> list[Any]:
 
 
 def _surviving(name: str, partitions: Folder, rules: InteractionRules) -> pa.Table:
-    table = read_partition(partitions, name)
+    table = read_part(partitions, name)
     rows, _ = alive(table, rules.items, rules.in_core, rules.core)
     return table.filter(pa.array(rows))
 
 
 def _survey(name: str, partitions: Folder, rules: InteractionRules) -> dict[str, Any]:
     """What the edges of the splits are made from: hashes of users, first and last moment, lengths."""
-    everything = read_partition(partitions, name, ["user_id"]).num_rows
+    everything = read_part(partitions, name, ["user_id"]).num_rows
     table = _surviving(name, partitions, rules)
     starts = np.flatnonzero(user_starts(table))
     time = table["timestamp"].to_numpy()
@@ -147,7 +147,7 @@ def publish_items(
 def _write_items(
     name: str, staged: Folder, lost: np.ndarray, core: pa.Array, ratio: splits.RatioSplit, seed: int, out: Folder
 ) -> Counter[str]:
-    table = read_partition(staged, name)
+    table = read_part(staged, name)
     table = table.filter(pc.invert(pc.is_in(table["order"], value_set=pa.array(lost, pa.int64()))))
     names = ratio.names(splits.hashes(table["item_id"].to_pylist(), seed, "item"))
     table = table.append_column("split", pa.array(names, pa.string()))

@@ -61,3 +61,61 @@ KEYWORDS = pa.schema(
         pa.field("tokens", pa.int32(), nullable=False),  # generated
     ]
 )
+
+CONTEXTS = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("cut", pa.int32(), nullable=False),  # length of the history: the item at this position is asked for
+        pa.field("split", pa.string(), nullable=False),  # train, validation or test
+        pa.field("fold", pa.int32(), nullable=False),  # whose encoder and index: -1 those of all training users
+        pa.field("history", pa.list_(pa.string()), nullable=False),  # the last n items, the newest last
+        pa.field(
+            "neighbours",  # the nearest first
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("user_id", pa.string(), nullable=False),
+                        pa.field("position", pa.int32(), nullable=False),  # of the next item in that user's history
+                        pa.field("similarity", pa.float32(), nullable=False),  # cosine
+                        pa.field("next_item_id", pa.string(), nullable=False),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+
+COOCCURRENCE = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("next_item_id", pa.string(), nullable=False),  # came later in the same training user's history
+        pa.field("count", pa.int32(), nullable=False),
+        pa.field("distance", pa.float32(), nullable=False),  # mean places between the two
+    ]
+)
+
+LISTS = pa.schema(
+    [
+        pa.field("seed", pa.int32(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("cut", pa.int32(), nullable=False),  # length of the history
+        pa.field("positive", pa.string(), nullable=False),  # item_id
+        pa.field("negatives", pa.list_(pa.string())),  # null: the whole pool, without the history
+    ]
+)
+
+RANKINGS = pa.schema(
+    [
+        pa.field("seed", pa.int32(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("cut", pa.int32(), nullable=False),
+        pa.field("greater", pa.int64(), nullable=False),  # candidates that score higher than the positive
+        pa.field("equal", pa.int64(), nullable=False),  # and the same
+        pa.field("others", pa.int64(), nullable=False),  # candidates beside the positive
+        pa.field("unknown", pa.int64(), nullable=False),  # of these, items without a training interaction
+        pa.field("unknown_above", pa.float64(), nullable=False),  # and of these, above the positive, ties half
+        pa.field("items", pa.list_(pa.string()), nullable=False),  # the best, at most 100
+        pa.field("scores", pa.list_(pa.float64()), nullable=False),
+    ]
+)

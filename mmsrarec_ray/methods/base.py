@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -39,9 +38,7 @@ class Method(ABC):
     alone: not on the other candidates, nor on what else is scored with it.
     """
 
-    name: ClassVar[str]
-    seed: int = 0
-    """Decides whatever is random."""
+    name: str
 
     def fit(self, dataset: Dataset) -> None:
         """Learn; what was learnt before is forgotten."""

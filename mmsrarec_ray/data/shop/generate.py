@@ -19,7 +19,7 @@ from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.store import Artefact, Folder
 
 _ITEMS_PER_PART = 200
-_YEAR_BEGINS_MS, _YEAR_MS = 1_735_689_600_000, 365 * 86_400_000  # 2025, UTC
+YEAR_BEGINS_MS, YEAR_MS = 1_735_689_600_000, 365 * 86_400_000  # 2025, UTC
 
 
 def item_id(index: int) -> str:
@@ -105,6 +105,12 @@ def truth_row(shop: law.Shop, index: int) -> dict[str, Any]:
     }
 
 
+def clock(milliseconds: np.ndarray) -> np.ndarray:
+    """Timestamps as the law's fractions of the year, float64: the end of each millisecond, so that what was on sale
+    when it was chosen is on sale."""
+    return (milliseconds - YEAR_BEGINS_MS + 1) / YEAR_MS
+
+
 def _write_users(seed: int, n_items: int, block: int, out: Folder) -> int:
     users = law.draw_users(shop_of(seed, n_items), block)
     first = block * law.USERS_PER_BLOCK
@@ -114,7 +120,7 @@ def _write_users(seed: int, n_items: int, block: int, out: Folder) -> int:
         {
             "user_id": np.repeat(ids, lengths),
             "item_id": [item_id(index) for index in np.concatenate(users.histories)],
-            "timestamp": _YEAR_BEGINS_MS + (np.concatenate(users.times) * _YEAR_MS).astype(np.int64),
+            "timestamp": YEAR_BEGINS_MS + (np.concatenate(users.times) * YEAR_MS).astype(np.int64),
         }
     )
     (out / "interactions").write_bytes(f"part-{block:05d}.parquet", to_parquet(interactions))

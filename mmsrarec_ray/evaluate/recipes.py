@@ -1,0 +1,245 @@
+"""What each method that an evaluation can name is made of: its settings, the stages it reads, how to build it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.config import Fusion as FusionSettings
+from mmsrarec_ray.config import FusionContent as FusionContentSettings
+from mmsrarec_ray.data.log import Log
+from mmsrarec_ray.data.parts import read_parts
+from mmsrarec_ray.data.shop.generate import Shop, shop_of
+from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.job import Stage
+from mmsrarec_ray.methods.base import Method
+from mmsrarec_ray.methods.content import ContentKnn
+from mmsrarec_ray.methods.fusion import Content, Fusion
+from mmsrarec_ray.methods.linear import Ease
+from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
+from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
+from mmsrarec_ray.methods.retrieval import Retrieval
+from mmsrarec_ray.methods.sequential import Sequential
+from mmsrarec_ray.methods.simple import Popularity, Random
+from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.store import Artefact, Folder, Run, source_fingerprint
+from mmsrarec_ray.summarize.stage import Summarize
+
+ORACLES = ("taste_oracle", "history_oracle")
+
+
+class Recipe:
+    """How to make one method from the configuration and from artefacts. This one: of ids alone, without training."""
+
+    code: tuple[str, ...] = ("methods/simple", "methods/neighbours", "methods/linear")
+    """Modules that decide its scores."""
+    libraries: tuple[str, ...] = ("numpy", "scipy")
+
+    def __init__(self, name: str, config: Config):
+        self.name, self.config = name, config
+
+    @property
+    def requires(self) -> list[Stage]:
+        """The stages it reads beside the dataset."""
+        return []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its scores."""
+        own = getattr(self.config.methods, self.name, None)
+        return own.model_dump() if own is not None else {}
+
+    def engine(self) -> dict[str, Any]:
+        """The libraries that compute it, with their versions."""
+        return {"name": self.libraries[0], **{library: version(library) for library in self.libraries}}
+
+    def check(self) -> None:
+        """Raises ConfigError where it cannot work."""
+        return
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        """The method, not yet fitted."""
+        methods = self.config.methods
+        made: dict[str, Callable[[], Method]] = {
+            "random": lambda: Random(seed),
+            "popularity": Popularity,
+            "itemknn": lambda: ItemKnn(methods.itemknn),
+            "session_knn": lambda: SessionKnn(methods.session_knn),
+            "ease": lambda: Ease(methods.ease),
+        }
+        return made[self.name]()
+
+
+class SequentialRecipe(Recipe):
+    """Sequence encoders."""
+
+    code = ("methods/sequential", "retrieve/encoders", "retrieve/fit", "retrieve/train", "retrieve/folders")
+    libraries: tuple[str, ...] = ("torch", "numpy")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"workers": self.config.train.workers}
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        settings = getattr(self.config.methods, self.name)
+        return Sequential(self.name, settings, self.config.train, seed, Run.at(self.config.run))
+
+
+class RetrievalRecipe(Recipe):
+    """What the similar moments did next."""
+
+    code = ("methods/retrieval", "methods/content", "methods/neighbours", "retrieve/retriever", "retrieve/index")
+    libraries: tuple[str, ...] = ("faiss-cpu", "torch", "numpy", "scipy")
+
+    @property
+    def requires(self) -> list[Stage]:
+        return [Retrieve(self.config)]
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        return Retrieval(self.config.methods.retrieval, Retriever.load(inputs["retriever"].folder))
+
+
+class ContentRecipe(Recipe):
+    """Items like those of the history, by what is said of them."""
+
+    code = ("methods/content", "methods/neighbours", "models/sentences", "evaluate/recipes")
+    libraries: tuple[str, ...] = ("scikit-learn", "transformers", "numpy", "scipy")
+
+    @property
+    def requires(self) -> list[Stage]:
+        return [Summarize(self.config)] if self.config.methods.content_knn.source == "keywords" else []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"weights": _weights(self.config.methods.content_knn.encoder)}
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        settings = self.config.methods.content_knn
+        return ContentKnn(_said(settings.source, log, inputs), settings.encoder)
+
+
+class FusionRecipe(Recipe):
+    """A small network over other methods."""
+
+    code: tuple[str, ...] = ("methods/fusion", "methods/content", "retrieve/cooccurrence")
+    libraries: tuple[str, ...] = ("torch", "numpy", "scipy")
+
+    def __init__(self, name: str, config: Config):
+        super().__init__(name, config)
+        self.own: FusionSettings = getattr(config.methods, name)
+        self.parts = [recipe_of(part, config) for part in self.own.of]
+        self.code = (*self.code, *(module for part in self.parts for module in part.code))
+
+    @property
+    def requires(self) -> list[Stage]:
+        return [stage for part in self.parts for stage in part.requires]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        parts = {part.name: part.settings for part in self.parts}
+        return super().settings | {"window": self.config.retrieve.cooccurrence_window, "parts": parts}
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        methods = [part.build(seed, log, inputs) for part in self.parts]
+        content = self.content(log, inputs)
+        return Fusion(self.name, self.own, seed, methods, content, self.config.retrieve.cooccurrence_window)
+
+    def content(self, log: Log, inputs: dict[str, Artefact]) -> Content | None:
+        """What is said of the items."""
+        return None
+
+
+class FusionContentRecipe(FusionRecipe):
+    """The same with likeness in words."""
+
+    code: tuple[str, ...] = (*FusionRecipe.code, "models/sentences", "evaluate/recipes")
+    libraries: tuple[str, ...] = ("torch", "scikit-learn", "transformers", "numpy", "scipy")
+
+    @property
+    def words(self) -> FusionContentSettings:
+        return self.config.methods.fusion_content
+
+    @property
+    def requires(self) -> list[Stage]:
+        return [*super().requires, *([Summarize(self.config)] if self.words.source == "keywords" else [])]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"weights": _weights(self.words.encoder)}
+
+    def content(self, log: Log, inputs: dict[str, Artefact]) -> Content | None:
+        return Content(_said(self.words.source, log, inputs), self.words.encoder)
+
+
+class OracleRecipe(Recipe):
+    """The drawn shop's ceilings."""
+
+    code = ("methods/oracle", "data/shop/oracle", "data/shop/law", "data/shop/generate")
+
+    @property
+    def requires(self) -> list[Stage]:
+        return [Shop(self.config)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.config.shop.model_dump()
+
+    def check(self) -> None:
+        if self.config.data.format != "shop":
+            raise ConfigError(
+                f"evaluate.methods: {self.name} knows the law of the drawn shop and needs data.format 'shop'. "
+                f"Got {self.config.data.format!r}."
+            )
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        settings = self.config.shop
+        shop = shop_of(settings.seed, settings.items)
+        if self.name == "history_oracle":
+            return HistoryOracle(shop)
+        truth = read_parts(inputs["shop"].folder / "truth_users", ["user_id", "look", "habit", "circle"])
+        places = pc.index_in(log.users, value_set=truth["user_id"].combine_chunks())
+        return TasteOracle(shop, *(truth[name].take(places).to_numpy() for name in ("look", "habit", "circle")))
+
+
+def recipe_of(name: str, config: Config) -> Recipe:
+    """The recipe of a method that the configuration names."""
+    kinds: dict[str, type[Recipe]] = {
+        **dict.fromkeys(("sasrec", "gru4rec", "bert4rec"), SequentialRecipe),
+        **dict.fromkeys(ORACLES, OracleRecipe),
+        "fusion": FusionRecipe,
+        "fusion_content": FusionContentRecipe,
+        "retrieval": RetrievalRecipe,
+        "content_knn": ContentRecipe,
+    }
+    return kinds.get(name, Recipe)(name, config)
+
+
+def _weights(encoder: str | None) -> str | None:
+    """What a sentence encoder is made of: the files of a folder; of a hub model its id."""
+    if encoder is None or not Path(encoder).is_dir():
+        return encoder
+    return source_fingerprint(Folder.at(encoder))
+
+
+def _said(source: str, log: Log, inputs: dict[str, Artefact]) -> list[str]:
+    """Words of every item, in the order of the catalogue: its title and text, or its keywords."""
+    if source == "texts":
+        table = read_parts(inputs["dataset"].folder / "items", ["item_id", "title", "text"])
+        words = [". ".join(filter(None, pair)) for pair in zip(*_columns(table, "title", "text"), strict=True)]
+    else:
+        table = read_parts(inputs["keywords"].folder / "items", ["item_id", "image_keywords", "text_keywords"])
+        halves = zip(*_columns(table, "image_keywords", "text_keywords"), strict=True)
+        words = [", ".join([*(image or []), *(text or [])]) for image, text in halves]
+    said = dict(zip(table["item_id"].to_pylist(), words, strict=True))
+    return [said.get(item, "") for item in log.items.to_pylist()]  # an item that failed has no keywords
+
+
+def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
+    return [table[name].to_pylist() for name in names]

@@ -1,0 +1,51 @@
+"""What users did next when their histories looked like this one: the paper's retrieval, as a recommender."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmsrarec_ray.config import Retrieval as RetrievalSettings
+from mmsrarec_ray.data.log import Queries
+from mmsrarec_ray.methods.base import Dataset, Method
+from mmsrarec_ray.methods.content import profiles
+from mmsrarec_ray.methods.neighbours import popularity_tie_break
+from mmsrarec_ray.retrieve.retriever import Retriever
+
+_DECAY = 0.8  # weight of a history item's co-occurrences against those of the item after it
+
+
+class Retrieval(Method):
+    """The next items of the nearest moments, fused with co-occurrence; popularity breaks ties.
+
+        score(i) = sum over neighbours of share_n [next_n = i]  +  w * sum over the history of share_h P(i | h)
+
+    The shares of neighbours are a softmax of cosine / temperature, those of the history decay from its end, and
+    P(i | h) is how often i came soon after h. Both sums are at most 1.
+    """
+
+    name = "retrieval"
+
+    def __init__(self, settings: RetrievalSettings, retriever: Retriever):
+        """retriever: the published encoder, index and counts, made from the training users alone."""
+        self.settings, self.retriever = settings, retriever
+
+    def learn(self, dataset: Dataset) -> None:
+        self.tie_break = popularity_tie_break(dataset)
+
+    def score_all(self, queries: Queries) -> np.ndarray:
+        found = self.retriever.nearest(queries, self.settings.neighbours)
+        share = np.exp((found.similarity - 1) / self.settings.temperature) * (found.rows >= 0)
+        share /= np.maximum(share.sum(1, keepdims=True), 1e-12)
+        scores = self.settings.cooccurrence * self._cooccurrence(queries)
+        for column in range(share.shape[1]):
+            there = found.rows[:, column] >= 0
+            items = self.retriever.index.moments.next_items[found.rows[there, column]]
+            scores[np.flatnonzero(there), items] += share[there, column]
+        return scores + self.tie_break
+
+    def _cooccurrence(self, queries: Queries) -> np.ndarray:
+        count = self.retriever.cooccurrence.count
+        total = np.maximum(np.asarray(count.sum(1)), 1)
+        profile = profiles(queries, count.shape[0], _DECAY)
+        profile.data /= total[profile.indices]
+        return (profile @ count).toarray().astype(np.float64)

@@ -1,0 +1,35 @@
+"""Sequence encoders as recommenders: the item whose embedding lies nearest to that of the history."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmsrarec_ray import config
+from mmsrarec_ray.data.log import Queries
+from mmsrarec_ray.methods.base import Dataset, Method
+from mmsrarec_ray.retrieve.encoders import load_encoder
+from mmsrarec_ray.retrieve.fit import EncoderTask
+from mmsrarec_ray.retrieve.folders import encoder_folder
+from mmsrarec_ray.retrieve.train import train_encoders
+from mmsrarec_ray.store import Run
+
+
+class Sequential(Method):
+    """SASRec, GRU4Rec or BERT4Rec, trained by Ray Train; an encoder that the run has already is taken as it is.
+
+    Items without a training interaction score just below all others.
+    """
+
+    def __init__(self, kind: str, settings: config.Encoder, train: config.Train, seed: int, run: Run):
+        """kind: 'sasrec', 'gru4rec' or 'bert4rec'; run: where encoders are kept."""
+        self.name = kind
+        self.settings, self.train, self.seed, self.store = settings, train, seed, run
+
+    def learn(self, dataset: Dataset) -> None:
+        about = (self.name, self.settings, self.seed, dataset.n_items, dataset.train, dataset.validation)
+        folder = encoder_folder(self.store, self.train, *about)
+        train_encoders([EncoderTask(f"{self.name}, seed {self.seed}", *about, folder)], self.train)
+        self.encoder = load_encoder(folder)
+
+    def score_all(self, queries: Queries) -> np.ndarray:
+        return self.encoder.score_all(queries)

@@ -1,0 +1,40 @@
+"""Where a run keeps its trained encoders, so that retrieval and evaluation train each once."""
+
+from __future__ import annotations
+
+import hashlib
+
+from mmsrarec_ray import config
+from mmsrarec_ray.data.log import Cases, Sequences
+from mmsrarec_ray.store import Folder, Run, code_fingerprint, fingerprint
+
+_CODE = ("retrieve/encoders", "retrieve/fit")
+
+
+def encoder_folder(
+    run: Run,
+    train_settings: config.Train,
+    kind: str,
+    settings: config.Encoder,
+    seed: int,
+    n_items: int,
+    train: Sequences,
+    validation: Cases,
+) -> Folder:
+    """`<run>/encoders/<kind>/<fingerprint>` of what decides the weights: code, settings, seed and data."""
+    import torch
+
+    digest = hashlib.sha256()
+    for array in (train.starts, train.items, validation.queries.histories.starts, validation.queries.histories.items):
+        digest.update(array.tobytes())
+    digest.update(validation.positives.tobytes())
+    decides = {
+        "code": code_fingerprint(_CODE),
+        "torch": torch.__version__,
+        "settings": settings.model_dump(),
+        "workers": train_settings.workers,
+        "seed": seed,
+        "n_items": n_items,
+        "data": digest.hexdigest(),
+    }
+    return run.folder / "encoders" / kind / fingerprint(decides)

@@ -1,0 +1,173 @@
+"""The stage behind jobs/retrieve.py: who else was at such a point, and what they did next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.log import Cases, Log, Sequences, read_log
+from mmsrarec_ray.data.parts import to_parquet
+from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.progress import Progress, say
+from mmsrarec_ray.retrieve.contexts import Support, contexts_table, hits
+from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
+from mmsrarec_ray.retrieve.encoders import SequenceEncoder, load_encoder
+from mmsrarec_ray.retrieve.fit import EncoderTask
+from mmsrarec_ray.retrieve.folders import encoder_folder
+from mmsrarec_ray.retrieve.index import MomentIndex, Moments
+from mmsrarec_ray.retrieve.moments import folds_of, last_cuts, moments
+from mmsrarec_ray.retrieve.retriever import ABOUT, ITEMS, PAIRS, Retriever
+from mmsrarec_ray.retrieve.train import train_encoders
+from mmsrarec_ray.store import Artefact, Folder, Run
+
+ALL_USERS = -1
+_CASES_PER_PART = 5_000
+
+
+class Retrieve(Stage):
+    """Train the sequence encoder, index the moments of the training users, and look up every case's context."""
+
+    name: ClassVar[str] = "retrieve"
+    artefact: ClassVar[str] = "retriever"
+    code: ClassVar[tuple[str, ...]] = ("retrieve", "data/log", "data/splits", "data/schemas", "data/parts")
+
+    def requires(self) -> list[Stage]:
+        return [Prepare(self.config)]
+
+    def settings(self) -> dict[str, Any]:
+        c = self.config
+        encoder = getattr(c.methods, c.retrieve.encoder).model_dump()
+        timed = c.split.users == "time"
+        return {"retrieve": c.retrieve.model_dump(), "encoder": encoder, "workers": c.train.workers, "timed": timed}
+
+    def engine(self) -> dict[str, Any]:
+        import faiss
+        import torch
+
+        return {"name": "torch", "version": torch.__version__, "faiss": faiss.__version__}
+
+    def resources(self) -> dict[str, Any]:
+        t = self.config.train
+        each = f"{t.workers} worker(s) of {t.cpus:g} CPU" + (" and 1 GPU" if t.gpu else "")
+        return {"training": each, "CPU": t.workers * t.cpus, "GPU": t.workers * int(t.gpu)}
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        out.clear()
+        work = _Work(self.config, read_log(inputs["dataset"].folder), out)
+        work.train()
+        index = work.build(work.training, ALL_USERS)
+        work.save(index)
+        support = {name: work.contexts(index, work.log.cases(name), name, ALL_USERS) for name in ("validation", "test")}
+        support["train"] = work.training_contexts()
+        say(_table(support))
+        cases = {f"{name}_contexts": each.cases for name, each in support.items()}
+        counts = {"moments": len(index), "pairs": work.together.count.nnz, **cases}
+        return Outcome(counts, {"support": {name: each.shares() for name, each in support.items()}})
+
+
+class _Work:
+    """One run of the stage."""
+
+    def __init__(self, config: Config, log: Log, out: Folder):
+        self.config, self.log, self.out = config, log, out
+        self.timed = config.split.users == "time"
+        self.training = log.train()
+        ids = log.users.take(pa.array(self.training.users)).to_pylist()
+        self.fold = folds_of(ids, config.retrieve.folds, config.retrieve.seed)
+        self.together = Cooccurrence.of(self.training, log.n_items, config.retrieve.cooccurrence_window)
+        if not (self.training.lengths > 1).any():
+            raise InputError("no training user has two interactions: there is no moment to retrieve.")
+
+    def others(self, fold: int) -> Sequences:
+        """The training users whose encoder and index a fold uses: all but its own."""
+        return self.training if fold == ALL_USERS else self.training.take(self.fold != fold)
+
+    def train(self) -> None:
+        """Train the encoder of all training users, and each fold's, in one fit."""
+        settings, kind = self.config.retrieve, self.config.retrieve.encoder
+        run, validation = Run.at(self.config.run), self.log.cases("validation")
+        encoder, tasks = getattr(self.config.methods, kind), []
+        for fold in (ALL_USERS, *range(settings.folds)):
+            about = (kind, encoder, settings.seed, self.log.n_items, self.others(fold), validation)
+            name = f"{kind} of all training users" if fold == ALL_USERS else f"{kind} without fold {fold}"
+            tasks.append(EncoderTask(name, *about, encoder_folder(run, self.config.train, *about)))
+        train_encoders(tasks, self.config.train)
+        self.encoders = {fold: task.folder for fold, task in enumerate(tasks, ALL_USERS)}
+
+    def encoder(self, fold: int) -> SequenceEncoder:
+        return load_encoder(self.encoders[fold])
+
+    def build(self, sequences: Sequences, fold: int) -> MomentIndex:
+        """The index of the moments of these users, as the fold's encoder sees them."""
+        encoder, parts = self.encoder(fold), []
+        for cases in moments(sequences, self.config.retrieve.moments):
+            histories = cases.queries.histories
+            lengths = histories.lengths.astype(np.int32)
+            parts.append((encoder.encode(cases.queries), histories.users, lengths, cases.positives, cases.queries.now))
+        vectors, *columns = map(np.concatenate, zip(*parts, strict=True))
+        return MomentIndex.build(vectors, Moments(*columns), self.config.retrieve)
+
+    def save(self, index: MomentIndex) -> None:
+        """Everything but the contexts."""
+        self.encoder(ALL_USERS).save(self.out / "encoder")
+        index.save(self.out / "index")
+        self.out.write_bytes(PAIRS, to_parquet(self.together.table(self.log.items)))
+        self.out.write_bytes(ITEMS, to_parquet(pa.table({"item_id": self.log.items})))
+        about = {"window": self.together.window, "timed": self.timed}
+        self.out.write_bytes(ABOUT, json.dumps(about).encode())
+
+    def training_contexts(self) -> Support:
+        """Each training user's contexts, from the encoder and the index that do not know the user's fold."""
+        total = Support()
+        for fold in range(self.config.retrieve.folds):
+            own = self.training.take(self.fold == fold)
+            cases = last_cuts(own, self.config.retrieve.train_cuts)
+            total += self.contexts(self.build(self.others(fold), fold), cases, "train", fold)
+        return total
+
+    def contexts(self, index: MomentIndex, cases: Cases, split: str, fold: int) -> Support:
+        """Write the contexts of some cases, a part at a time."""
+        settings, total = self.config.retrieve, Support()
+        retriever = Retriever(self.encoder(fold), index, self.together, self.log.items, self.timed)
+        progress = Progress("retrieve", len(cases), f"{split} contexts")
+        for number, part in enumerate(_parts(cases)):
+            found = retriever.nearest(part.queries, settings.neighbours)
+            table = contexts_table(self.log, part, split, fold, index.moments, found, settings.history)
+            name = f"{split}-{max(fold, 0)}-{number:05d}.parquet"
+            (self.out / "contexts").write_bytes(name, to_parquet(table))
+            total += Support(len(part), hits(index.moments, found, part.positives), self._pairs(part))
+            progress.update(total.cases)
+        return total
+
+    def _pairs(self, cases: Cases) -> int:
+        """Cases whose positive followed one of the last items of the history in another user's."""
+        own = np.full(len(self.log.users), -1)
+        own[self.training.users] = np.arange(len(self.training))
+        supported = 0
+        for row, history in enumerate(cases.queries.histories):
+            user = own[cases.queries.histories.users[row]]
+            sequence = self.training[user] if user >= 0 else np.zeros(0, np.int32)
+            recent = history[-self.config.retrieve.history :]
+            supported += bool(self.together.without(sequence, recent, cases.positives[row : row + 1]).any())
+        return supported
+
+
+def _parts(cases: Cases) -> Iterator[Cases]:
+    for start in range(0, len(cases), _CASES_PER_PART):
+        yield cases.take(np.arange(start, min(start + _CASES_PER_PART, len(cases))))
+
+
+def _table(support: dict[str, Support]) -> str:
+    """For people: the three rows must be alike, or a ranker learns to trust what vanishes at test time."""
+    lines = ["  share of cases whose positive is   among the neighbours' next items   supported by co-occurrence"]
+    for name, each in support.items():
+        shares = each.shares()
+        lines.append(f"  {name:33} {shares['neighbours']:>34.1%} {shares['cooccurrence']:>28.1%}")
+    return "\n".join(lines)

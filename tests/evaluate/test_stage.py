@@ -1,0 +1,129 @@
+"""The evaluation as a job: what is made, kept and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.data.log import Queries, Sequences
+from mmsrarec_ray.data.shop import law, oracle
+from mmsrarec_ray.data.shop.generate import YEAR_BEGINS_MS, YEAR_MS
+from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.evaluate.stage import Evaluate
+from mmsrarec_ray.job import execute, plan
+from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
+from mmsrarec_ray.store import Run
+from tests.data.conftest import write_files
+from tests.retrieve.test_stage import files, histories
+
+TABLES = (
+    *("data.format=tables", "data.items=items.csv", "data.interactions=interactions.csv"),
+    *("data.item_columns.image=null", "data.item_columns.text=null", "evaluate.bootstrap=200"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_files(folder / "data", files(histories()))
+    return folder
+
+
+def config(folder: Path, methods: str, *settings: str) -> Config:
+    words = [f"data.path={folder / 'data'}", f"run={folder / 'run'}", f"evaluate.methods={methods}"]
+    return load(None, [*words, *TABLES, *settings])
+
+
+def evaluate(folder: Path, methods: str, *settings: str) -> dict[str, Any]:
+    """Run the job; gives the report at its well-known place."""
+    execute(Evaluate(config(folder, methods, *settings)), Run.at(str(folder / "run")))
+    return json.loads((folder / "run" / "evaluation" / "report.json").read_text())
+
+
+def status(folder: Path, methods: str, *settings: str) -> dict[str, str]:
+    stage = Evaluate(config(folder, methods, *settings))
+    return {step.stage.name: step.status for step in plan(stage, Run.at(str(folder / "run")))}
+
+
+def test_the_report_names_what_it_compares(ray_session: str, folder: Path) -> None:
+    report = evaluate(folder, "[popularity, random]", "evaluate.ks=[1, 5]")
+    assert (report["protocol"], report["pool"], report["split"], report["negatives"]) == ("paper", "core", "ratio", 20)
+    assert report["cases"] == 30
+    assert {row["method"] for row in report["rows"]} == {"popularity", "random"}
+    for row in report["rows"]:
+        assert 0 <= row["HR@5"]["low"] <= row["HR@5"]["value"] <= row["HR@5"]["high"] <= 1
+        assert row["seconds_fit"] >= 0
+        assert row["slices"]["head"]["cases"] + row["slices"]["tail"]["cases"] == 30
+    for name in ("report.md", "plots/methods.png"):
+        assert (folder / "run" / "evaluation" / name).stat().st_size > 0
+
+
+def test_another_method_runs_alone(ray_session: str, folder: Path) -> None:
+    evaluate(folder, "[popularity, random]")
+    steps = status(folder, "[popularity, random, itemknn]")
+    assert steps.pop("score itemknn") == "to run"
+    assert steps.pop("evaluate") == "to run after score itemknn"
+    assert set(steps.values()) == {"up to date"}
+
+
+def test_the_report_in_view_is_the_one_that_was_asked_for(ray_session: str, folder: Path) -> None:
+    first = evaluate(folder, "[random]")
+    full = evaluate(folder, "[random]", "evaluate.protocol=full")
+    assert (full["protocol"], full["split"], full["cases"], full["negatives"]) == ("full", "leave_one_out", 300, None)
+    assert evaluate(folder, "[random]") == first
+
+
+def test_seeds_draw_other_lists(ray_session: str, folder: Path) -> None:
+    report = evaluate(folder, "[random, popularity]", "evaluate.seeds=[0, 1, 2]")
+    rows = {row["method"]: row for row in report["rows"]}
+    assert rows["random"]["HR@5"]["std_over_seeds"] > 0
+    assert report["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ("split.users=leave_one_out",),
+            r"split\.users: evaluate\.protocol 'paper' needs 'ratio'\. Got 'leave_one_out'",
+        ),
+        (("evaluate.protocol=time", "split.users=ratio"), "needs 'time'"),
+    ],
+)
+def test_a_split_that_does_not_fit_is_refused(folder: Path, settings: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Evaluate(config(folder, "[random]", *settings)).check()
+
+
+def test_oracles_are_of_the_shop(folder: Path) -> None:
+    *_, scores = Evaluate(config(folder, "[history_oracle]")).requires()
+    with pytest.raises(ConfigError, match=r"evaluate\.methods: history_oracle knows the law of the drawn shop"):
+        scores.check()
+
+
+def test_oracles_score_what_the_law_says() -> None:
+    shop = law.draw_shop(5, 1200)
+    users = law.draw_users(shop, 0)
+    rows = range(20)
+    known = [users.histories[u][:-1].tolist() for u in rows]
+    sequences = Sequences.of(known)
+    stamp = [YEAR_BEGINS_MS + (users.times[u] * YEAR_MS).astype(np.int64) for u in rows]
+    times = np.concatenate([each[:-1] for each in stamp])
+    queries = Queries(
+        Sequences(sequences.users, sequences.starts, sequences.items, times), np.array([each[-1] for each in stamp])
+    )
+    moments = oracle.Moments(
+        [np.array(history) for history in known],
+        [users.times[u][:-1] for u in rows],
+        np.array([users.times[u][-1] for u in rows]),
+    )
+    np.testing.assert_allclose(HistoryOracle(shop).score_all(queries), oracle.history_oracle(shop, moments), atol=1e-12)
+    hidden = users.look[:20], users.habit[:20], users.circle[:20]
+    np.testing.assert_allclose(
+        TasteOracle(shop, *hidden).score_all(queries), oracle.taste_oracle(shop, moments, *hidden), atol=1e-12
+    )

@@ -1,0 +1,88 @@
+"""Methods on data small enough to work out on paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmsrarec_ray.config import ItemKnn as ItemKnnSettings
+from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
+from mmsrarec_ray.data.log import Cases, Queries, Sequences
+from mmsrarec_ray.methods.base import Dataset, Method, best
+from mmsrarec_ray.methods.content import ContentKnn, profiles
+from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
+from mmsrarec_ray.methods.simple import Popularity, Random
+
+
+def query(*histories: list[int]) -> Queries:
+    return Queries(Sequences.of(list(histories)), np.zeros(len(histories), np.int64))
+
+
+def fit(method: Method, *histories: list[int], n_items: int = 4) -> Method:
+    nobody = Cases(query(), np.zeros(0, np.int32))
+    method.fit(Dataset(n_items, Sequences.of(list(histories)), nobody, np.ones(n_items, bool)))
+    return method
+
+
+def test_popularity_counts_training_interactions() -> None:
+    method = fit(Popularity(), [0, 1], [1, 2], [1])
+    assert method.score_all(query([3])).tolist() == [[1, 3, 1, 0]]
+
+
+def test_itemknn_is_the_cosine_of_shared_users() -> None:
+    method = fit(ItemKnn(ItemKnnSettings()), [0, 1], [0, 1, 2], [2])
+    # item 0 has users {a, b}, item 1 {a, b}, item 2 {b, c}
+    scores = method.score_all(query([0], [1, 2]))
+    np.testing.assert_allclose(scores, [[0, 1, 0.5, 0], [1 + 0.5, 0.5, 0.5, 0]], atol=1e-6)
+
+
+def test_itemknn_breaks_ties_by_popularity_alone() -> None:
+    method = fit(ItemKnn(ItemKnnSettings()), [0, 1], [2], [2], [3])
+    scores = method.score_all(query([0]))[0]
+    assert scores[1] > scores[2] > scores[3]
+    assert scores[2] < 1e-6
+
+
+def test_itemknn_keeps_the_nearest_and_shrinks_the_rare() -> None:
+    histories = [[0, 1], [0, 1, 2], [2]]
+    nearest = fit(ItemKnn(ItemKnnSettings(neighbours=1)), *histories).score_all(query([0]))[0]
+    np.testing.assert_allclose(nearest, [0, 1, 0, 0], atol=1e-6)
+    shrunk = fit(ItemKnn(ItemKnnSettings(shrink=2)), *histories).score_all(query([0]))[0]
+    np.testing.assert_allclose(shrunk, [0, 2 / 4, 1 / 4, 0], atol=1e-6)
+
+
+def test_session_knn_prefers_users_who_share_the_newest_item() -> None:
+    method = fit(SessionKnn(SessionKnnSettings(neighbours=2)), [0, 2], [1, 3])
+    scores = method.score_all(query([0, 1]))[0]
+    rarity = np.log1p(2)
+    np.testing.assert_allclose(scores[[2, 3]], [0.5 / np.sqrt(2) * rarity, 1 / np.sqrt(2) * rarity], atol=1e-6)
+    assert fit(SessionKnn(SessionKnnSettings(neighbours=1)), [0, 2], [1, 3]).score_all(query([0, 1]))[0][2] < 1e-6
+    assert fit(SessionKnn(SessionKnnSettings(last=1)), [0, 2], [1, 3]).score_all(query([0, 1]))[0][2] < 1e-6
+
+
+def test_content_finds_what_is_said_alike() -> None:
+    method = fit(ContentKnn(["red wool hat", "red wool scarf", "steel pan", ""]), [0])
+    scores = method.score_all(query([0], [3], []))
+    assert scores[0, 1] > scores[0, 2] + 0.2
+    assert np.abs(scores[1:]).max() < 1e-6  # nothing is known of the history
+
+
+def test_profiles_decay_from_the_newest_item() -> None:
+    np.testing.assert_allclose(profiles(query([2, 0], []), 3, 0.5).toarray(), [[2 / 3, 0, 1 / 3], [0, 0, 0]])
+    np.testing.assert_allclose(profiles(query([2, 0]), 3, 0.0).toarray(), [[1, 0, 0]])
+
+
+def test_random_is_uniform_seeded_and_differs_between_users() -> None:
+    method = fit(Random(1), [0], n_items=5000)
+    one, other = method.score_all(query([0], [0]))
+    assert np.abs(np.corrcoef(one, other)[0, 1]) < 0.05
+    np.testing.assert_allclose([one.mean(), one.std()], [0.5, 12**-0.5], atol=0.02)
+    assert not np.array_equal(one, fit(Random(2), [0], n_items=5000).score_all(query([0]))[0])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_best_takes_the_highest_and_the_first_of_equals(k: int) -> None:
+    items, scores = best(np.array([[1.0, 3, 3], [-np.inf, 2, -np.inf]]), k)
+    assert items[:, :3].tolist() == [[1, 2, 0][:k], [1, -1, -1][:k]]
+    assert scores.shape == (2, k)
+    assert (items[:, 3:] == -1).all()

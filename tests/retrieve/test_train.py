@@ -1,0 +1,97 @@
+"""Encoders trained by Ray Train: two workers, a worker that is really killed, encoders that are there already."""
+
+import os
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from mmsrarec_ray import config
+from mmsrarec_ray.retrieve import train as training
+from mmsrarec_ray.retrieve.encoders import load_encoder
+from mmsrarec_ray.retrieve.fit import CHECKPOINTS, finished, fit
+from mmsrarec_ray.retrieve.train import train_encoders
+from tests.retrieve.test_fit import task
+
+WORKERS = config.Train(workers=2, cpus=1, threads=1, checkpoint_steps=7, max_failures=1)
+# Long enough to be met in its middle; negatives, masks and dropout must all come again as they were.
+LONG = {"kind": "bert4rec", "epochs": 60, "patience": 60, "negatives": 8, "dropout": 0.3}
+
+
+class Killer(threading.Thread):
+    """Kills a training worker below this process as soon as a checkpoint of that step or a later one is there."""
+
+    def __init__(self, folder, step):
+        super().__init__(daemon=True)
+        self.folder, self.step, self.left = folder, step, []
+
+    def names(self):
+        return sorted(file.name for file in self.folder.glob("*.pt"))
+
+    def run(self):
+        while not any(int(name[:9]) >= self.step for name in self.names()):
+            time.sleep(0.01)
+        ours = psutil.Process(os.getpid()).children(recursive=True)
+        workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+        assert len(workers) == 2
+        workers[-1].kill()
+        time.sleep(1)  # the other one finishes its step, then waits for the dead one
+        self.left = self.names()
+
+
+@pytest.fixture(scope="module")
+def broken(ray_session, tmp_path_factory):
+    """A short encoder, then a long one whose worker is killed; what the latter left behind when it happened."""
+    folder = tmp_path_factory.mktemp("broken")
+    short = task(folder / "short", epochs=3, dropout=0.0)
+    long = task(folder / "long", **LONG)
+    killer = Killer(folder / "long" / CHECKPOINTS, 100)
+    killer.start()
+    facts = train_encoders([short, long], WORKERS)
+    killer.join()
+    return [short, long], facts, killer.left
+
+
+def test_training_goes_on_where_the_checkpoint_was(broken):
+    _, (short, long), left = broken
+    assert short.resumed_at == 0
+    assert long.resumed_at == int(left[-1][:9]) >= 100
+    assert (long.epochs, long.steps) == (60, 600)
+    assert len(left) == 2
+
+
+def test_a_killed_run_ends_like_an_unbroken_one_and_the_finished_are_left_alone(broken, tmp_path, capfd):
+    (short, long), facts, _ = broken
+    written = short.folder.entries()["weights.safetensors"].mtime_ns
+    unbroken = replace(long, folder=task(tmp_path).folder)
+    again, whole = train_encoders([short, unbroken], WORKERS)
+    assert again == facts[0]
+    assert short.folder.entries()["weights.safetensors"].mtime_ns == written
+    assert (whole.resumed_at, whole.scores) == (0, facts[1].scores)
+    assert unbroken.folder.read_bytes("weights.safetensors") == long.folder.read_bytes("weights.safetensors")
+    lines = capfd.readouterr().err.splitlines()
+    assert sum("bert4rec: epoch" in line for line in lines) == 60
+    assert not any("sasrec" in line for line in lines)
+
+
+def test_two_workers_learn_what_one_does(broken, tmp_path):
+    (short, _), facts, _ = broken
+    alone = replace(short, folder=task(tmp_path).folder)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    np.testing.assert_allclose(fit(alone, 100).scores, facts[0].scores, atol=1e-3)
+    torch.set_num_threads(before)
+    for one, two in zip(load_encoder(alone.folder).parameters(), load_encoder(short.folder).parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=0)
+
+
+def test_where_all_are_finished_no_worker_starts(broken, monkeypatch):
+    tasks, facts, _ = broken
+    monkeypatch.setattr(training.ray.train.torch, "TorchTrainer", None)
+    (tasks[0].folder / CHECKPOINTS).write_bytes("000000001.pt", b"left by a worker that died while clearing up")
+    assert train_encoders(tasks, WORKERS) == facts
+    assert all(finished(each.folder) and not each.folder.folders() for each in tasks)
