@@ -80,7 +80,14 @@ class Recipe:
 class SequentialRecipe(Recipe):
     """Sequence encoders."""
 
-    code = ("methods/sequential", "retrieve/encoders", "retrieve/fit", "retrieve/train", "retrieve/folders")
+    code = (
+        "methods/sequential",
+        "retrieve/encoders",
+        "retrieve/fit",
+        "retrieve/validate",
+        "retrieve/train",
+        "retrieve/folders",
+    )
     libraries: tuple[str, ...] = ("torch", "numpy")
 
     @property

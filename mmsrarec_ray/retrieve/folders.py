@@ -8,7 +8,7 @@ from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Cases, Sequences
 from mmsrarec_ray.store import Folder, Run, code_fingerprint, fingerprint
 
-_CODE = ("retrieve/encoders", "retrieve/fit")
+_CODE = ("retrieve/encoders", "retrieve/fit", "retrieve/validate")
 
 
 def encoder_folder(

@@ -11,16 +11,8 @@ from mmsrarec_ray.data.log import Cases, Queries, Sequences
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.retrieve import fit as fitting
 from mmsrarec_ray.retrieve.encoders import KINDS, Vocabulary, load_encoder
-from mmsrarec_ray.retrieve.fit import (
-    EncoderTask,
-    Lessons,
-    expected_ndcg,
-    finished,
-    fit,
-    read_training,
-    shares_above,
-    validation_score,
-)
+from mmsrarec_ray.retrieve.fit import EncoderTask, Lessons, finished, fit, read_training, validation_score
+from mmsrarec_ray.retrieve.validate import expected_ndcg, shares_above
 from mmsrarec_ray.store import Folder
 
 N_ITEMS = 20  # the last is in no sequence
