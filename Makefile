@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 DEMO := $(CURDIR)/runs/demo
 
-.PHONY: setup lock demo test lint
+.PHONY: setup lock demo test lint bench
 .DEFAULT_GOAL := demo
 
 setup: .venv/.complete
@@ -28,3 +28,6 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# What is measured beside its reference; each file says what it does: python benchmarks/NAME.py --help
+bench: setup
+	$(PYTHON) benchmarks/retrieval.py --out $(CURDIR)/runs/bench/retrieval.json

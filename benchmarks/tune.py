@@ -79,10 +79,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--trials", type=int, default=6)
-    parser.add_argument("--methods", nargs="+", default=list(SPACES), choices=list(SPACES))
+    parser.add_argument("--methods", default=",".join(SPACES), help=f"of {', '.join(SPACES)} (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="JSON of all trials; what it has is not tried again")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_args()
     base = load(options.config, options.settings)
     connect(base)
     step, _, _ = execute(Prepare(base), Run.at(base.run))
@@ -90,7 +90,7 @@ def main() -> int:
     log = read_log(step.artefact.folder)
     dataset = Dataset(log.n_items, log.train(), log.cases("validation"), pool_of(log, base.evaluate))
     tried = json.loads(options.out.read_text()) if options.out.exists() else {}
-    for method in options.methods:
+    for method in options.methods.split(","):
         for trial in range(options.trials):
             key = f"{method} {trial}"
             if key not in tried:
