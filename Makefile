@@ -30,4 +30,4 @@ lint: setup
 
 # What is measured beside its reference; each file says what it does: python benchmarks/NAME.py --help
 bench: setup
-	$(PYTHON) benchmarks/retrieval.py --out $(CURDIR)/runs/bench/retrieval.json
+	$(PYTHON) benchmarks/retrieval.py --output $(CURDIR)/runs/bench/retrieval.json

@@ -25,6 +25,7 @@ INDEX, MOMENTS, ABOUT = "index.faiss", "moments.npy", "index.json"
 _Index = Any  # a faiss.Index: the stubs of FAISS lack what its Python classes have
 
 _CHUNK = 1024  # queries searched at a time
+_SEQUENTIAL = 120_000  # queries x dimension: with more FAISS picks lists by BLAS, and similarities change in rounding
 _PAST_TIES = 8  # moments fetched beyond k, to see that no tie was cut
 _PAST_FORBIDDEN = 32  # and where some are forbidden: about a user's own
 _MOST_FETCHED = 1024  # beyond it, one filtered scan costs less than searching a graph or lists so far
@@ -216,9 +217,10 @@ class MomentIndex:
         for name, given in ("users", users), ("before", before):
             if given is not None and given.shape != (len(queries),):
                 raise InputError(f"{name} must have one value a query, ({len(queries)},). Got shape {given.shape}.")
-        if len(queries) <= _CHUNK:
+        size = max(1, min(_CHUNK, _SEQUENTIAL // self.dimension))
+        if len(queries) <= size:
             return Neighbours(*self._search(queries, k))
-        parts = [self._search(queries.take(slice(i, i + _CHUNK)), k) for i in range(0, len(queries), _CHUNK)]
+        parts = [self._search(queries.take(slice(i, i + size)), k) for i in range(0, len(queries), size)]
         rows, similarity = zip(*parts, strict=True)
         return Neighbours(np.concatenate(rows), np.concatenate(similarity))
 
@@ -246,8 +248,7 @@ class MomentIndex:
 
     def _fetch_unrestricted(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         similarity, rows = self.index.search(vectors, k)
-        if rows[:, -1].min() < 0:
-            similarity[rows < 0] = -np.inf
+        similarity[rows < 0] = -np.inf
         if (similarity[:, 1:] == similarity[:, :-1]).any():
             return _best(rows, similarity, k)
         return rows, similarity
@@ -312,8 +313,8 @@ class MomentIndex:
         found = []
         for query in range(len(queries)):
             bits = np.packbits(queries.visible(query, self.moments), bitorder="little")
-            selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
-            every = faiss.SearchParametersIVF(sel=selector, nprobe=self.index.nlist)  # type: ignore[call-arg]
+            selector = faiss.IDSelectorBitmap(bits)
+            every = faiss.SearchParametersIVF(sel=selector, nprobe=self.index.nlist)
             similarity, rows = self.index.search(queries.vectors[query : query + 1], k, params=every)
             similarity[rows < 0] = -np.inf
             found.append(_best(rows, similarity, k))
@@ -340,7 +341,8 @@ def _empty(dimension: int, count: int, settings: Retrieve) -> _Index:
             "'exact' suits so few."
         )
     lists = min(settings.ivf_lists or round(4 * math.sqrt(count)), count)
-    index = faiss.index_factory(dimension, f"IVF{lists},PQ{settings.pq_bytes}", faiss.METRIC_INNER_PRODUCT)
+    # np: no polysemous codes, whose training takes most of the time and which inner products do not use.
+    index = faiss.index_factory(dimension, f"IVF{lists},PQ{settings.pq_bytes}np", faiss.METRIC_INNER_PRODUCT)
     index.nprobe = settings.ivf_probes
     return index
 
@@ -355,12 +357,13 @@ def _normalised(vectors: np.ndarray, dimension: int) -> np.ndarray:
     vectors = np.ascontiguousarray(vectors, np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
         raise InputError(f"vectors must have the shape (n, {dimension}). Got {vectors.shape}.")
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    # Squares in float64: in float32 those of a tiny vector vanish, and those of a huge one overflow.
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64, casting="same_kind"))
     if not np.isfinite(lengths).all():
         row = int(np.flatnonzero(~np.isfinite(lengths))[0])
         raise InputError(f"vectors: row {row} is not finite. Its length is {lengths[row]}.")
     lengths[lengths == 0] = 1
-    return vectors / lengths[:, None]
+    return np.divide(vectors, lengths[:, None], out=np.empty_like(vectors), casting="same_kind")
 
 
 def _check_count(vectors: np.ndarray, moments: Moments) -> None:
