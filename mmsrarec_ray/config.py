@@ -6,7 +6,8 @@ Every field says what it is in the string under it; `python jobs/NAME.py --help-
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -184,6 +185,7 @@ class Train(Settings):
     """Ray Train: the workers that train sequence encoders."""
 
     workers: PositiveInt = 1
+    """They divide each step's users; other numbers of workers give other weights."""
     cpus: PositiveFloat = 1
     """Logical CPUs of a worker."""
     threads: PositiveInt | None = None
@@ -202,17 +204,21 @@ class Encoder(Settings):
     dim: PositiveInt = 64
     """Width of item and sequence embeddings."""
     layers: PositiveInt = 1
+    """Blocks of the transformer, or layers of the recurrent network."""
     heads: PositiveInt = 2
     """Attention heads; GRU4Rec has none."""
     max_length: PositiveInt = 50
     """The last items of a history that are looked at."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of hidden values that are dropped in training."""
     negatives: PositiveInt | None = 1024
     """null: softmax over all items. Else sampled softmax with so many negatives, drawn uniformly for each step."""
     batch_users: PositiveInt = 64
     """Users in a step, over all workers."""
     learning_rate: PositiveFloat = 2e-3
+    """Of AdamW, after a warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW."""
     epochs: PositiveInt = 20
     """At most: training stops early when the validation users no longer gain."""
     patience: PositiveInt = 2
@@ -221,10 +227,20 @@ class Encoder(Settings):
     """BERT4Rec: share of items that are masked in training."""
 
 
+class Bert4Rec(Encoder):
+    """Learns from a share of the places only, so it needs more epochs than the others."""
+
+    epochs: PositiveInt = 60
+    """As above."""
+    patience: PositiveInt = 6
+    """As above."""
+
+
 class Retrieve(Settings):
     """Similar users."""
 
     seed: NonNegativeInt = 0
+    """Of the encoders and of the folds."""
 
     encoder: Literal["sasrec", "gru4rec"] = "sasrec"
     """Its size and training: `methods.sasrec`, `methods.gru4rec`."""
@@ -243,12 +259,17 @@ class Retrieve(Settings):
     cooccurrence_window: PositiveInt = 5
     """Two items of a history count as together up to this distance."""
     index: Literal["exact", "hnsw", "ivf_pq"] = "exact"
+    """Exact search is right below about a million moments; docs/retrieval.md compares them."""
     hnsw_links: PositiveInt = 32
+    """Links of a moment in the graph."""
     hnsw_ef_construction: PositiveInt = 200
+    """Candidates looked at when a moment is linked."""
     hnsw_ef_search: PositiveInt = 128
+    """Candidates looked at when a query walks the graph."""
     ivf_lists: PositiveInt | None = None
     """null: four times the square root of the number of moments."""
     ivf_probes: PositiveInt = 32
+    """Lists looked into for a query."""
     pq_bytes: PositiveInt = 32
     """Bytes of a compressed vector: `dim` must be a multiple of it."""
 
@@ -275,12 +296,14 @@ class Ease(Settings):
     """A linear autoencoder in closed form."""
 
     regularisation: PositiveFloat = 100.0
+    """Lambda, added to the diagonal of the matrix of shared users."""
 
 
 class Retrieval(Settings):
     """What the similar moments did next, fused with co-occurrence."""
 
     neighbours: PositiveInt = 100
+    """The nearest moments that count."""
     temperature: PositiveFloat = 0.1
     """Neighbours count by exp(cosine / temperature)."""
     cooccurrence: Annotated[float, Field(ge=0)] = 1.0
@@ -306,11 +329,15 @@ class Fusion(Settings):
     )
     """The methods whose scores it sees, beside popularity and co-occurrence."""
     hidden: PositiveInt = 32
+    """Width of the hidden layer."""
     negatives: PositiveInt = 100
     """Negatives beside each positive, from the pool, drawn anew each epoch."""
     epochs: PositiveInt = 60
+    """Passes over the validation cases."""
     learning_rate: PositiveFloat = 3e-3
+    """Of AdamW, falling to nothing by a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Of AdamW."""
 
 
 class FusionContent(Fusion):
@@ -330,7 +357,7 @@ class Methods(Settings):
     ease: Ease = Ease()
     sasrec: Encoder = Encoder()
     gru4rec: Encoder = Encoder()
-    bert4rec: Encoder = Encoder()
+    bert4rec: Bert4Rec = Bert4Rec()
     retrieval: Retrieval = Retrieval()
     content_knn: ContentKnn = ContentKnn()
     fusion: Fusion = Fusion()
@@ -359,8 +386,8 @@ class Evaluate(Settings):
     """How methods are compared."""
 
     protocol: Literal["paper", "full", "time"] = "paper"
-    """`paper`: each test user's last item against sampled negatives. `full`: against the whole catalogue, every
-    user's last item (leave-one-out). `time`: against the whole catalogue, what came first after a global moment."""
+    """`paper`: each test user's last item against sampled negatives. `full`: against the whole pool, every
+    user's last item (leave-one-out). `time`: against the whole pool, what came first after a global moment."""
     pool: Literal["core", "catalogue"] = "core"
     """Items that are candidates: those left by the k-core filter, or all."""
     negatives: PositiveInt = 20
@@ -368,7 +395,9 @@ class Evaluate(Settings):
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     """Each draws other negatives and trains the trained methods anew; figures are means over them."""
     methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("random", "popularity", "itemknn")
+    """What is compared; docs/evaluation.md describes each."""
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
+    """Lengths of list that HR, NDCG, Recall and MRR are given for."""
     bootstrap: PositiveInt = 2_000
     """Resamples of the users behind each interval."""
     short_history: PositiveInt = 5
@@ -423,7 +452,7 @@ def load(file: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_explain(problem) for problem in _causes(error.errors()))) from None
     _check_across(config)
     return config
 
@@ -475,6 +504,28 @@ def known_keys(node: type[BaseModel] = Config, prefix: str = "") -> Iterator[tup
             yield f"{prefix}{name}", f"{kind} {default}", " ".join((field.description or "").split())
 
 
+def overrides_of(config: Config) -> list[str]:
+    """The `key=value` words that make this configuration out of the defaults."""
+    return list(_overrides(config, {}, ""))
+
+
+def _overrides(node: Settings, defaults: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, field in type(node).model_fields.items():
+        value, default = getattr(node, name), defaults.get(name, field.default)
+        if isinstance(value, Settings):
+            inner = dict(default) if isinstance(default, Settings) else {}
+            yield from _overrides(value, inner, f"{prefix}{name}.")
+        elif value != default:
+            yield f"{prefix}{name}={json.dumps(value)}"
+
+
+def _causes(problems: list[Any]) -> list[Any]:
+    """Without what only follows from another: a list whose one member is wrong is also said to be too short."""
+    places = [problem["loc"] for problem in problems]
+    inner = [any(other[: len(place)] == place and other != place for other in places) for place in places]
+    return [problem for problem, follows in zip(problems, inner, strict=True) if not follows]
+
+
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -507,5 +558,17 @@ def _check_across(config: Config) -> None:
             f"engine.gpus: must equal engine.tensor_parallel_size ({config.engine.tensor_parallel_size}) or be 0. "
             f"Got {config.engine.gpus}."
         )
+    for name in ("sasrec", "bert4rec"):
+        encoder = getattr(config.methods, name)
+        if encoder.dim % encoder.heads:
+            problems.append(f"methods.{name}.heads: must divide its dim, {encoder.dim}. Got {encoder.heads}.")
+    dim = getattr(config.methods, config.retrieve.encoder).dim
+    if config.retrieve.index == "ivf_pq" and dim % config.retrieve.pq_bytes:
+        problems.append(
+            f"retrieve.pq_bytes: must divide methods.{config.retrieve.encoder}.dim ({dim}). "
+            f"Got {config.retrieve.pq_bytes}."
+        )
+    if len(set(config.evaluate.seeds)) < len(config.evaluate.seeds):
+        problems.append(f"evaluate.seeds: each may stand once. Got {list(config.evaluate.seeds)}.")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsrarec_ray.config import Config, known_keys, load
+from mmsrarec_ray.config import Config, known_keys, load, overrides_of
 from mmsrarec_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +105,29 @@ def test_every_setting_but_plain_names_is_described() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_configurations_we_ship_are_valid(file: Path) -> None:
     assert load(file, ["run=/tmp/run", "data.path=/tmp/data"]).run == "/tmp/run"
+
+
+def test_the_words_that_repeat_a_configuration() -> None:
+    given = ["run=/r", "data.format=tables", "data.path=/d", "evaluate.seeds=[0, 1]", "methods.bert4rec.epochs=9"]
+    config = load(None, given)
+    words = overrides_of(config)
+    assert {'data.path="/d"', "evaluate.seeds=[0, 1]", "methods.bert4rec.epochs=9"} <= set(words)
+    assert not any(word.startswith(("summarize.", "methods.sasrec.")) for word in words)
+    assert load(None, words) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("methods.sasrec.heads=3", r"^methods\.sasrec\.heads: must divide its dim, 64\. Got 3\.$"),
+        (
+            "retrieve.index=ivf_pq methods.sasrec.dim=80",
+            r"^retrieve\.pq_bytes: must divide .* \(80\)",
+        ),
+        ("evaluate.seeds=[0,0]", r"^evaluate\.seeds: each may stand once\. Got \[0, 0\]\.$"),
+        ("evaluate.methods=[sasrecc]", r"^evaluate\.methods\.0: input should be .* Got 'sasrecc'\.$"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(None, ["run=/r", "data.format=shop", *word.split()])

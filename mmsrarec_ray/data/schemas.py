@@ -115,7 +115,8 @@ RANKINGS = pa.schema(
         pa.field("others", pa.int64(), nullable=False),  # candidates beside the positive
         pa.field("unknown", pa.int64(), nullable=False),  # of these, items without a training interaction
         pa.field("unknown_above", pa.float64(), nullable=False),  # and of these, above the positive, ties half
-        pa.field("items", pa.list_(pa.string()), nullable=False),  # the best, at most 100
+        pa.field("items", pa.list_(pa.string()), nullable=False),  # the candidates, the best first, at most 100
         pa.field("scores", pa.list_(pa.float64()), nullable=False),
+        pa.field("recommended", pa.list_(pa.string()), nullable=False),  # the best of the pool without the history
     ]
 )

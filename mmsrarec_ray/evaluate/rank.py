@@ -74,8 +74,8 @@ def _finite(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-def rankings_table(log: Log, cases: Cases, seed: int, rankings: Rankings) -> pa.Table:
-    """Rows of RANKINGS."""
+def rankings_table(log: Log, cases: Cases, seed: int, rankings: Rankings, recommended: np.ndarray) -> pa.Table:
+    """Rows of RANKINGS. recommended: int64 (n, k), the best of the pool, -1 where there are fewer."""
     histories = cases.queries.histories
     there = rankings.items >= 0
     starts = np.concatenate([[0], np.cumsum(there.sum(1))]).astype(np.int32)
@@ -87,8 +87,16 @@ def rankings_table(log: Log, cases: Cases, seed: int, rankings: Rankings) -> pa.
             **vars(rankings.ranks),
             "unknown": rankings.unknown,
             "unknown_above": rankings.unknown_above,
-            "items": pa.ListArray.from_arrays(starts, log.items.take(pa.array(rankings.items[there]))),
+            "items": _lists(log, rankings.items),
             "scores": pa.ListArray.from_arrays(starts, pa.array(rankings.scores[there], pa.float64())),
+            "recommended": _lists(log, recommended),
         },
         schema=RANKINGS,
     )
+
+
+def _lists(log: Log, items: np.ndarray) -> pa.ListArray:
+    """The ids of each row, int64 (n, k), without -1."""
+    there = items >= 0
+    starts = np.concatenate([[0], np.cumsum(there.sum(1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(starts, log.items.take(pa.array(items[there])))

@@ -102,7 +102,7 @@ class SequentialRecipe(Recipe):
 class RetrievalRecipe(Recipe):
     """What the similar moments did next."""
 
-    code = ("methods/retrieval", "methods/content", "methods/neighbours", "retrieve/retriever", "retrieve/index")
+    code = ("methods/retrieval", "methods/content", "methods/neighbours", "retrieve")
     libraries: tuple[str, ...] = ("faiss-cpu", "torch", "numpy", "scipy")
 
     @property
@@ -110,7 +110,8 @@ class RetrievalRecipe(Recipe):
         return [Retrieve(self.config)]
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
-        return Retrieval(self.config.methods.retrieval, Retriever.load(inputs["retriever"].folder))
+        made = inputs["retriever"]
+        return Retrieval(self.config.methods.retrieval, Retriever.load(made.folder), made.manifest.seconds)
 
 
 class ContentRecipe(Recipe):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmsrarec_ray.config import Config
+from mmsrarec_ray.config import Config, overrides_of
 from mmsrarec_ray.data.log import Cases, Log, read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.prepare import Prepare
@@ -72,8 +73,12 @@ class Evaluate(Stage):
 
     def announce(self, artefact: Artefact, run: Run) -> None:
         """The newest report stands at `<run>/evaluation/report.json`, with all that belongs to it."""
-        for name in artefact.manifest.files:
-            (run.folder / self.artefact).write_bytes(name, artefact.folder.read_bytes(name))
+        place, files = run.folder / self.artefact, artefact.manifest.files
+        for plot in (place / "plots").files():
+            if f"plots/{plot}" not in files:  # of the report before
+                place.filesystem.delete_file(place.file(f"plots/{plot}"))
+        for name in sorted(files, key="report.json".__eq__):  # last: programs read it
+            place.write_bytes(name, artefact.folder.read_bytes(name))
 
 
 def _setting(config: Config, cases: Cases, log: Log, statistics: dict[str, Any]) -> report.Setting:
@@ -139,15 +144,16 @@ def _ranks(table: pa.Table) -> Ranks:
 
 
 def _lists(config: Config, log: Log, tables: list[pa.Table]) -> dict[str, float]:
-    """Of what was recommended: coverage, novelty and popularity of the first k, k as in the main table."""
+    """Of what is recommended out of the whole pool: coverage, novelty and popularity of the first k, k as in the main
+    table; means over the seeds."""
     k, pool = metrics.main_k(config.evaluate.ks), pool_of(log, config.evaluate)
     counts = np.bincount(log.train().items, minlength=log.n_items)
-    first = [pc.list_slice(table["items"].combine_chunks(), 0, k).flatten() for table in tables]
-    items = np.concatenate([pc.index_in(names, value_set=log.items).to_numpy() for names in first])[:, None]
+    first = [pc.list_slice(table["recommended"].combine_chunks(), 0, k).flatten() for table in tables]
+    lists = [pc.index_in(names, value_set=log.items).to_numpy()[:, None] for names in first]
     return {
-        "coverage": metrics.coverage(items, pool),
-        "novelty": metrics.novelty(items, counts, pool),
-        "popularity": metrics.popularity(items, counts, pool),
+        "coverage": float(np.mean([metrics.coverage(items, pool) for items in lists])),
+        "novelty": float(np.mean([metrics.novelty(items, counts, pool) for items in lists])),
+        "popularity": float(np.mean([metrics.popularity(items, counts, pool) for items in lists])),
     }
 
 
@@ -168,12 +174,5 @@ def _unknown(tables: list[pa.Table]) -> dict[str, float]:
 
 
 def _command(config: Config) -> str:
-    """What repeats the report: the resolved configuration stands in its manifest."""
-    settings = [
-        f"data.format={config.data.format}",
-        f"evaluate.protocol={config.evaluate.protocol}",
-        f"evaluate.pool={config.evaluate.pool}",
-        f"'evaluate.methods=[{', '.join(config.evaluate.methods)}]'",
-        f"'evaluate.seeds={list(config.evaluate.seeds)}'",
-    ]
-    return "python jobs/evaluate.py --config FILE run=FOLDER " + " ".join(settings)
+    """What repeats the report."""
+    return " ".join(["python jobs/evaluate.py", *map(shlex.quote, overrides_of(config))])

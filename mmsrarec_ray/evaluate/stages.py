@@ -64,7 +64,10 @@ def read_negatives(lists: Folder, seed: int, log: Log) -> np.ndarray:
 class Scores(Stage):
     """One method, fitted and asked for its ranking of every case, once a seed."""
 
-    code: ClassVar[tuple[str, ...]] = ("evaluate/stages", "evaluate/rank", "methods/base", *_LOG)
+    code: ClassVar[tuple[str, ...]] = (
+        *("evaluate/stages", "evaluate/rank", "evaluate/metrics", "evaluate/lists", "methods/base"),
+        *_LOG,
+    )
 
     def __init__(self, config: Config, method: str):
         super().__init__(config)
@@ -77,7 +80,8 @@ class Scores(Stage):
         return [Prepare(self.config), Lists(self.config), *self.recipe.requires]
 
     def settings(self) -> dict[str, Any]:
-        return {"seeds": self.config.evaluate.seeds, "pool": self.config.evaluate.pool, **self.recipe.settings}
+        e = self.config.evaluate
+        return {"seeds": e.seeds, "pool": e.pool, "recommended": max(e.ks), **self.recipe.settings}
 
     def engine(self) -> dict[str, Any]:
         return self.recipe.engine()
@@ -120,15 +124,20 @@ class Scores(Stage):
         say(f"{self.name}: fitted in {fitted - began:.1f} s")
         known = dataset.counts > 0
         if negatives is not None:
-            table = rankings_table(log, cases, seed, rank_lists(method, cases, negatives, known))
+            rankings = rank_lists(method, cases, negatives, known)
+            took = time.perf_counter() - fitted
+            recommended, _ = method.recommend(cases.queries, max(self.config.evaluate.ks))
+            table = rankings_table(log, cases, seed, rankings, recommended)
         else:
             tables, progress = [], Progress(self.name, len(cases), "cases")
             for rows, rankings in rank_pool(method, cases, dataset.pool, known):
-                tables.append(rankings_table(log, cases.take(np.arange(rows.start, rows.stop)), seed, rankings))
+                part = cases.take(np.arange(rows.start, rows.stop))
+                tables.append(rankings_table(log, part, seed, rankings, rankings.items))
                 progress.update(rows.stop)
             table = pa.concat_tables(tables)
-        took = {"seconds_fit": fitted - began, "seconds_score": time.perf_counter() - fitted}
-        return table.replace_schema_metadata({key: str(value) for key, value in took.items()})
+            took = time.perf_counter() - fitted
+        seconds = {"seconds_fit": fitted - began + method.earlier_seconds, "seconds_score": took}
+        return table.replace_schema_metadata({key: str(value) for key, value in seconds.items()})
 
 
 def _seconds(out: Folder, name: str) -> dict[str, float]:

@@ -39,6 +39,8 @@ class Method(ABC):
     """
 
     name: str
+    earlier_seconds: float = 0.0
+    """Seconds of learning that the last `fit` took over from a run before, where it found the result there."""
 
     def fit(self, dataset: Dataset) -> None:
         """Learn; what was learnt before is forgotten."""

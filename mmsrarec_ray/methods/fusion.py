@@ -1,4 +1,4 @@
-"""A small network over what other methods say, fitted on users that none of them learnt from."""
+"""A small network over what other methods say, fitted on the validation cases, of which none of them learnt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import nn
 
 from mmsrarec_ray.config import Fusion as FusionSettings
-from mmsrarec_ray.data.log import Cases, Queries
+from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.methods.content import DECAY, profiles
@@ -19,7 +19,8 @@ from mmsrarec_ray.models.sentences import embed
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 
 _CHUNK = 128  # queries whose features are held for the whole catalogue at a time
-_DRAWN = 1_000  # candidates a validation case whose features are kept, for the epochs to draw from
+_CASES = 10_000  # validation cases it is fitted on at most
+_DRAWN = 500  # candidates a validation case whose features are kept, for the epochs to draw from
 _NETWORKS = 5  # their mean is the score: one alone depends on its start
 _BATCH = 128
 
@@ -60,10 +61,15 @@ class Fusion(Method):
             raise InputError("fusion is fitted on the validation users, and there are none.")
         for method in self.methods:
             method.fit(dataset)
+        self.earlier_seconds = sum(method.earlier_seconds for method in self.methods)
         self.features = _Features(dataset, self.methods, self.content, self.window)
         drawn = _draw(self.features, dataset, self.seed)
-        self.scale = drawn.reshape(-1, drawn.shape[-1]).mean(0), drawn.reshape(-1, drawn.shape[-1]).std(0) + 1e-6
-        examples = torch.from_numpy((drawn - self.scale[0]) / self.scale[1])
+        flat = drawn.reshape(-1, drawn.shape[-1])
+        mean, spread = flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64) + 1e-6
+        self.scale = mean.astype(np.float32), spread.astype(np.float32)
+        flat -= self.scale[0]
+        flat /= self.scale[1]
+        examples = torch.from_numpy(drawn)
         self.networks = [_fit(examples, self.settings, self.seed * _NETWORKS + n) for n in range(_NETWORKS)]
 
     def score_all(self, queries: Queries) -> np.ndarray:
@@ -78,8 +84,10 @@ class Fusion(Method):
 def _draw(features: _Features, dataset: Dataset, seed: int) -> np.ndarray:
     """Features of the positive, first, and of drawn negatives of each validation case: float32 (n, 1 + drawn, f)."""
     rng = np.random.default_rng([seed, 5])
-    pool, parts = np.flatnonzero(dataset.pool), []
-    cases: Cases = dataset.validation
+    pool, cases = np.flatnonzero(dataset.pool), dataset.validation
+    if len(cases) > _CASES:
+        cases = cases.take(np.sort(rng.choice(len(cases), _CASES, replace=False)))
+    out: np.ndarray | None = None
     for rows, queries in cases.queries.chunks(_CHUNK):
         seen = queries.histories
         items = rng.choice(pool, (len(queries), _DRAWN))
@@ -88,8 +96,12 @@ def _draw(features: _Features, dataset: Dataset, seed: int) -> np.ndarray:
         owned = np.take_along_axis(owned, items, 1) | (items == cases.positives[rows, None])
         fresh = items[np.arange(len(items)), (~owned).argmax(1)]  # takes the place of what the user has
         items = np.column_stack([cases.positives[rows], np.where(owned, fresh[:, None], items)])
-        parts.append(np.take_along_axis(features(queries), items[:, :, None].astype(np.int64), 1))
-    return np.concatenate(parts)
+        found = np.take_along_axis(features(queries), items[:, :, None].astype(np.int64), 1)
+        if out is None:
+            out = np.empty((len(cases), *found.shape[1:]), np.float32)
+        out[rows] = found
+    assert out is not None
+    return out
 
 
 def _fit(examples: torch.Tensor, settings: FusionSettings, seed: int) -> nn.Module:

@@ -43,5 +43,6 @@ class Ease(Method):
 
     def score_all(self, queries: Queries) -> np.ndarray:
         scores = np.tile(self.tie_break, (len(queries), 1))
-        scores[:, self.known] += incidence(queries.histories, len(self.tie_break))[:, self.known] @ self.weights
+        histories = incidence(queries.histories, len(self.tie_break))[:, self.known]
+        scores[:, self.known] += histories.astype(np.float32) @ self.weights  # else SciPy copies the weights as float64
         return scores

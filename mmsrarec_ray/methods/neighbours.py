@@ -10,7 +10,7 @@ from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.data.log import Queries, Sequences
 from mmsrarec_ray.methods.base import Dataset, Method
 
-_TIE_BREAK = 1e-7  # of the most popular item: below any difference between two similarities that is not rounding
+_TIE_BREAK = 1e-7  # of the most popular item: below the differences between similarities of all but huge items
 
 
 def incidence(sequences: Sequences, n_items: int, weights: np.ndarray | None = None) -> sparse.csr_array:
@@ -71,11 +71,13 @@ class ItemKnn(Method):
 
 
 class SessionKnn(Method):
-    """What the users with the most similar recent items chose (V-SKNN, Ludewig and Jannach 2018, arXiv:1803.09587).
+    """What the users with the most similar recent items chose, after V-SKNN (Ludewig and Jannach 2018,
+    arXiv:1803.09587).
 
     The last items of the history count the more the later they came, 1/L to 1; a training user's similarity is the
-    sum over the items it shares, divided by the root of how many it has. An item's score is the sum of its users'
-    similarities, among the nearest, weighted by its rarity; popularity breaks ties.
+    sum over the items it shares. Beyond the paper it is divided by the root of how many items the user has, and an
+    item's score, the sum of its users' similarities among the nearest, is weighted by the item's rarity; all training
+    users are compared, none is sampled, and never the query's own user. Popularity breaks ties.
     """
 
     name = "session_knn"
@@ -89,6 +91,7 @@ class SessionKnn(Method):
         rarity = np.log1p(len(dataset.train) / np.maximum(counts, 1))
         self.by_item = (sparse.diags_array(1 / np.sqrt(np.maximum(users.sum(1), 1))) @ users).T.tocsr()
         self.items = (users @ sparse.diags_array(rarity)).tocsr()
+        self.users = dataset.train.users
         self.tie_break = popularity_tie_break(dataset)
 
     def score_all(self, queries: Queries) -> np.ndarray:
@@ -97,5 +100,8 @@ class SessionKnn(Method):
         length = np.minimum(histories.lengths, last)[histories.rows]
         weights = np.maximum(length + 1 - back, 0) / np.maximum(length, 1)
         similar = incidence(histories, len(self.tie_break), weights) @ self.by_item
+        similar = similar.tocsr()
+        own = self.users[similar.indices] == np.repeat(histories.users, np.diff(similar.indptr))
+        similar.data[own] = 0
         similar.eliminate_zeros()
         return (keep_largest(similar, self.settings.neighbours) @ self.items).toarray() + self.tie_break

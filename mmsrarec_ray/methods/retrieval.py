@@ -25,16 +25,18 @@ class Retrieval(Method):
 
     name = "retrieval"
 
-    def __init__(self, settings: RetrievalSettings, retriever: Retriever):
-        """retriever: the published encoder, index and counts, made from the training users alone."""
-        self.settings, self.retriever = settings, retriever
+    def __init__(self, settings: RetrievalSettings, retriever: Retriever, earlier_seconds: float = 0.0):
+        """retriever: the published encoder, index and counts, made from the training users alone, whatever dataset
+        `fit` gets; earlier_seconds: that its making took."""
+        self.settings, self.retriever, self.earlier_seconds = settings, retriever, earlier_seconds
 
     def learn(self, dataset: Dataset) -> None:
         self.tie_break = popularity_tie_break(dataset)
 
     def score_all(self, queries: Queries) -> np.ndarray:
         found = self.retriever.nearest(queries, self.settings.neighbours)
-        share = np.exp((found.similarity - 1) / self.settings.temperature) * (found.rows >= 0)
+        nearest = found.similarity[:, :1]  # -inf where there is none
+        share = np.exp((found.similarity - np.where(np.isfinite(nearest), nearest, 0)) / self.settings.temperature)
         share /= np.maximum(share.sum(1, keepdims=True), 1e-12)
         scores = self.settings.cooccurrence * self._cooccurrence(queries)
         for column in range(share.shape[1]):

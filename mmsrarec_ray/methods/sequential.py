@@ -8,7 +8,7 @@ from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.retrieve.encoders import load_encoder
-from mmsrarec_ray.retrieve.fit import EncoderTask
+from mmsrarec_ray.retrieve.fit import EncoderTask, finished
 from mmsrarec_ray.retrieve.folders import encoder_folder
 from mmsrarec_ray.retrieve.train import train_encoders
 from mmsrarec_ray.store import Run
@@ -28,7 +28,9 @@ class Sequential(Method):
     def learn(self, dataset: Dataset) -> None:
         about = (self.name, self.settings, self.seed, dataset.n_items, dataset.train, dataset.validation)
         folder = encoder_folder(self.store, self.train, *about)
-        train_encoders([EncoderTask(f"{self.name}, seed {self.seed}", *about, folder)], self.train)
+        there = finished(folder)
+        (training,) = train_encoders([EncoderTask(f"{self.name}, seed {self.seed}", *about, folder)], self.train)
+        self.earlier_seconds = training.seconds if there else 0.0
         self.encoder = load_encoder(folder)
 
     def score_all(self, queries: Queries) -> np.ndarray:

@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 
 import pyarrow as pa
-from mmsrarec_ray.retrieve.index import MomentIndex, Neighbours
 
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.retrieve.encoders import SequenceEncoder, load_encoder
+from mmsrarec_ray.retrieve.index import MomentIndex, Neighbours
 from mmsrarec_ray.store import Folder
 
 ABOUT, ITEMS, PAIRS = "retriever.json", "items.parquet", "cooccurrence.parquet"
@@ -42,6 +42,9 @@ class Retriever:
 
     def nearest(self, queries: Queries, k: int) -> Neighbours:
         """The k most similar moments of other users: row numbers int64 (n, k), -1 where there are fewer, and cosine
-        float32 (n, k). An empty history has those of users who had just begun."""
+        float32 (n, k). A history without a known item is nobody's neighbour: it has none."""
         before = queries.now if self.timed else None
-        return self.index.search(self.encoder.encode(queries), k, queries.histories.users, before)
+        vectors = self.encoder.encode(queries)
+        known = self.encoder.vocabulary.known(queries.histories)
+        vectors[known.lengths == 0] = 0  # what the encoder says of nothing is what it says of everybody
+        return self.index.search(vectors, k, queries.histories.users, before)

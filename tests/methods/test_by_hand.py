@@ -15,7 +15,9 @@ from mmsrarec_ray.methods.simple import Popularity, Random
 
 
 def query(*histories: list[int]) -> Queries:
-    return Queries(Sequences.of(list(histories)), np.zeros(len(histories), np.int64))
+    """Queries of users who are not in training."""
+    users = np.arange(100, 100 + len(histories))
+    return Queries(Sequences.of(list(histories), users), np.zeros(len(histories), np.int64))
 
 
 def fit(method: Method, *histories: list[int], n_items: int = 4) -> Method:
@@ -58,6 +60,13 @@ def test_session_knn_prefers_users_who_share_the_newest_item() -> None:
     np.testing.assert_allclose(scores[[2, 3]], [0.5 / np.sqrt(2) * rarity, 1 / np.sqrt(2) * rarity], atol=1e-6)
     assert fit(SessionKnn(SessionKnnSettings(neighbours=1)), [0, 2], [1, 3]).score_all(query([0, 1]))[0][2] < 1e-6
     assert fit(SessionKnn(SessionKnnSettings(last=1)), [0, 2], [1, 3]).score_all(query([0, 1]))[0][2] < 1e-6
+
+
+def test_session_knn_does_not_ask_the_user_itself() -> None:
+    method = fit(SessionKnn(SessionKnnSettings()), [0, 2], [1, 3])
+    own = Queries(Sequences.of([[0, 1]]), np.zeros(1, np.int64))  # user 0, who trained
+    scores = method.score_all(own)[0]
+    assert scores[2] < 1e-6 < scores[3]
 
 
 def test_content_finds_what_is_said_alike() -> None:
