@@ -119,6 +119,7 @@ def main() -> int:
     parser.add_argument("--num-cpus", type=int, default=8, help="logical CPUs of the cluster (default: 8)")
     parser.add_argument("entrypoint", nargs="+", help="the command, after --")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the cluster is stopped too
     return submit(options.entrypoint, options.num_cpus)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,15 @@ def test_clusters_of_one_machine_stand_side_by_side(cluster: str, ray_session: s
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "configs", check=False)
     assert done.returncode == 1, done.stderr
     assert "done" in done.stdout.splitlines()
+
+
+def test_a_local_job_that_is_stopped_takes_its_cluster_along() -> None:
+    words = [sys.executable, "-m", "mmsrarec_ray.local", "--num-cpus", "1", "--", "sleep", "600"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT / "configs")
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if line.startswith("Ray dashboard while it runs: "))
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{line.split()[-1]}/api/gcs_healthz", timeout=5)
