@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from mmsrarec_ray.retrieve.index import Moments, Neighbours
 
 from mmsrarec_ray.data.log import Cases, Log
 from mmsrarec_ray.data.schemas import CONTEXTS
+from mmsrarec_ray.retrieve.index import Moments, Neighbours
 
 
 @dataclass(frozen=True)
