@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from mmsrarec_ray import config
 from mmsrarec_ray.retrieve import train as training
@@ -86,8 +87,8 @@ def test_two_workers_learn_what_one_does(broken, tmp_path):
     # Not to the bit: Adam makes whole steps of gradients that are almost zero, whose sign is rounding.
     np.testing.assert_allclose(fit(alone, 100).scores, facts[0].scores, atol=0.05)
     torch.set_num_threads(before)
-    for one, two in zip(load_encoder(alone.folder).parameters(), load_encoder(short.folder).parameters(), strict=True):
-        assert (one - two).norm() < 0.1 * one.norm()
+    one, two = (parameters_to_vector(load_encoder(each.folder).parameters()) for each in (alone, short))
+    assert (one - two).norm() < 0.3 * one.norm()  # of another seed: 1.4
 
 
 def test_where_all_are_finished_no_worker_starts(broken, monkeypatch):
