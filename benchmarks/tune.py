@@ -3,7 +3,8 @@
     python benchmarks/tune.py --config configs/microlens.yaml --trials 6 --out tuning.json data.path=… run=…
 
 Each trial is fitted on the training users and judged on the validation users, never on test users: by the expected
-NDCG@5 among 20 uniform negatives of the known items. The first trial is the default. Encoders that the run folder has
+NDCG@5 among 20 uniform negatives of the known items, whatever the protocol. The first trial is the default. Encoders that the run
+folder has
 already are not trained again, so a search that was killed goes on. Prints the best settings as words for a job.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -28,7 +30,7 @@ from mmsrarec_ray.job import connect, execute
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.retrieve.validate import expected_ndcg
-from mmsrarec_ray.store import Run
+from mmsrarec_ray.store import Run, code_fingerprint, fingerprint
 
 _ENCODER: dict[str, list[Any]] = {
     "dim": [64, 96, 128],
@@ -50,11 +52,14 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 
 
 def settings_of(method: str, trial: int) -> dict[str, Any]:
-    """The settings of a trial: the defaults first, then draws that depend on the method and the trial alone."""
+    """The settings of a trial: the defaults first, then the method's space in an order drawn once, none twice."""
     if trial == 0:
         return {}
-    rng = np.random.default_rng([trial, *method.encode()])
-    return {name: values[rng.integers(len(values))] for name, values in SPACES[method].items()}
+    space = SPACES[method]
+    sizes = [len(values) for values in space.values()]
+    order = np.random.default_rng(list(method.encode())).permutation(math.prod(sizes))
+    places = np.unravel_index(order[(trial - 1) % len(order)], sizes)
+    return {name: values[place] for (name, values), place in zip(space.items(), places, strict=True)}
 
 
 def words(method: str, settings: dict[str, Any]) -> list[str]:
@@ -91,16 +96,20 @@ def main() -> int:
     dataset = Dataset(log.n_items, log.train(), log.cases("validation"), pool_of(log, base.evaluate))
     tried = json.loads(options.out.read_text()) if options.out.exists() else {}
     for method in options.methods.split(","):
+        scored = []
         for trial in range(options.trials):
-            key = f"{method} {trial}"
+            chosen = settings_of(method, trial)
+            config = load(options.config, [*options.settings, *words(method, chosen)])
+            recipe = recipe_of(method, config)
+            decides = [step.artefact.manifest.digest, recipe.settings, code_fingerprint(recipe.code)]
+            key = f"{method} {trial} {fingerprint(decides)}"
             if key not in tried:
-                chosen = settings_of(method, trial)
-                config = load(options.config, [*options.settings, *words(method, chosen)])
-                found = judge(recipe_of(method, config).build(0, log, {}), dataset)
+                found = judge(recipe.build(0, log, {}), dataset)
                 tried[key] = {"method": method, "settings": chosen, **found}
                 options.out.write_text(json.dumps(tried, indent=2))
             say(f"{key}: {tried[key]}")
-        best = max((each for each in tried.values() if each["method"] == method), key=lambda each: each["score"])
+            scored.append(tried[key])
+        best = max(scored, key=lambda each: each["score"])
         print(method, round(best["score"], 4), *words(method, best["settings"]), flush=True)
     return 0
 

@@ -1,4 +1,5 @@
-"""A small network over what other methods say, fitted on the validation cases, of which none of them learnt."""
+"""A small network over what other methods say, fitted on the validation cases: none of them was trained on these,
+but encoders chose on them when to stop."""
 
 from __future__ import annotations
 
