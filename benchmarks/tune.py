@@ -3,9 +3,9 @@
     python benchmarks/tune.py --config configs/microlens.yaml --trials 6 --out tuning.json data.path=… run=…
 
 Each trial is fitted on the training users and judged on the validation users, never on test users: by the expected
-NDCG@5 among 20 uniform negatives of the known items, whatever the protocol. The first trial is the default. Encoders that the run
-folder has
-already are not trained again, so a search that was killed goes on. Prints the best settings as words for a job.
+NDCG@5 among 20 uniform negatives of the known items, whatever the protocol. The first trial is the default. Encoders
+that the run folder has already are not trained again, so a search that was killed goes on. Prints the best settings as
+words for a job.
 """
 
 from __future__ import annotations
