@@ -2,10 +2,11 @@
 
     python benchmarks/tune.py --config configs/microlens.yaml --trials 6 --out tuning.json data.path=… run=…
 
-Each trial is fitted on the training users and judged on the validation users, never on test users: by the expected
-NDCG@5 among 20 uniform negatives of the known items, whatever the protocol. The first trial is the default. Encoders
-that the run folder has already are not trained again, so a search that was killed goes on. Prints the best settings as
-words for a job.
+Each trial learns from the training users; one half of the validation users stops its epochs and fits the fusions, the
+other half judges it: by the expected NDCG@5 among 20 uniform negatives of the known items, whatever the protocol. Test
+users are never looked at. The first trial is what the configuration says, the others are drawn from the method's space.
+Encoders and retrievers that the run folder has already are not trained again, so a search that was killed goes on.
+Prints the best settings as words for a job.
 """
 
 from __future__ import annotations
@@ -19,27 +20,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from mmsrarec_ray.config import load
-from mmsrarec_ray.data.log import read_log
+from mmsrarec_ray.data.log import Cases, Log, read_log
 from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.data.splits import hashes
 from mmsrarec_ray.evaluate.lists import pool_of
 from mmsrarec_ray.evaluate.rank import rank_pool
 from mmsrarec_ray.evaluate.recipes import recipe_of
-from mmsrarec_ray.job import connect, execute
+from mmsrarec_ray.job import Stage, connect, execute
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.retrieve.validate import expected_ndcg
-from mmsrarec_ray.store import Run, code_fingerprint, fingerprint
+from mmsrarec_ray.store import Artefact, Run, code_fingerprint, fingerprint
 
 _ENCODER: dict[str, list[Any]] = {
     "dim": [64, 96, 128],
     "layers": [1, 2],
-    "dropout": [0.2, 0.3, 0.4, 0.5],
-    "negatives": [512, 1024, 2048],
-    "learning_rate": [1e-3, 2e-3, 3e-3],
+    "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+    "negatives": [512, 1024, 2048, None],
+    "learning_rate": [5e-4, 1e-3, 2e-3, 3e-3],
     "weight_decay": [0.0, 0.01, 0.1],
     "batch_users": [64, 128],
+    "max_length": [10, 20, 50],
+}
+_FUSION: dict[str, list[Any]] = {
+    "hidden": [16, 32, 64],
+    "negatives": [20, 100, 300],
+    "epochs": [30, 60, 120],
+    "learning_rate": [1e-3, 3e-3, 1e-2],
+    "weight_decay": [0.0, 1e-4, 1e-2],
 }
 SPACES: dict[str, dict[str, list[Any]]] = {
     "itemknn": {"neighbours": [50, 200, 1000, None], "shrink": [0.0, 1.0, 5.0, 20.0]},
@@ -47,19 +58,27 @@ SPACES: dict[str, dict[str, list[Any]]] = {
     "ease": {"regularisation": [10.0, 50.0, 100.0, 300.0, 1000.0, 3000.0]},
     "sasrec": _ENCODER,
     "gru4rec": _ENCODER,
-    "bert4rec": _ENCODER | {"mask_share": [0.15, 0.3, 0.5], "epochs": [30], "patience": [4]},
+    "bert4rec": _ENCODER | {"mask_share": [0.15, 0.3, 0.5]},
+    "retrieval": {"neighbours": [30, 100, 300, 1000], "temperature": [0.03, 0.1, 0.3], "cooccurrence": [0.3, 1.0, 3.0]},
+    "content_knn": {},
+    "fusion": _FUSION,
+    "fusion_content": _FUSION,
 }
 
 
 def settings_of(method: str, trial: int) -> dict[str, Any]:
-    """The settings of a trial: the defaults first, then the method's space in an order drawn once, none twice."""
+    """What a trial changes: nothing first, then the method's space in its order, none twice."""
     if trial == 0:
         return {}
-    space = SPACES[method]
-    sizes = [len(values) for values in space.values()]
-    order = np.random.default_rng(list(method.encode())).permutation(math.prod(sizes))
-    places = np.unravel_index(order[(trial - 1) % len(order)], sizes)
+    space, places = SPACES[method], space_of(method)[trial - 1]
     return {name: values[place] for (name, values), place in zip(space.items(), places, strict=True)}
+
+
+def space_of(method: str) -> np.ndarray:
+    """All choices of a method's space, in an order drawn once: int64 (n, settings), places in the lists of values."""
+    sizes = [len(values) for values in SPACES[method].values()]
+    order = np.random.default_rng(list(method.encode())).permutation(math.prod(sizes))
+    return np.column_stack(np.unravel_index(order, sizes)) if sizes else np.zeros((0, 0), np.int64)
 
 
 def words(method: str, settings: dict[str, Any]) -> list[str]:
@@ -67,17 +86,32 @@ def words(method: str, settings: dict[str, Any]) -> list[str]:
     return [f"methods.{method}.{name}={json.dumps(value)}" for name, value in settings.items()]
 
 
-def judge(method: Method, dataset: Dataset) -> dict[str, float]:
-    """Fit one trial and score it on the validation users."""
+def halves(log: Log) -> tuple[Cases, Cases]:
+    """The validation cases in two halves, by the user's id."""
+    cases = log.cases("validation")
+    first = hashes(log.users.take(pa.array(cases.queries.histories.users)).to_pylist(), 0, "tuning") % np.uint64(2) == 0
+    return cases.take(np.flatnonzero(first)), cases.take(np.flatnonzero(~first))
+
+
+def judge(method: Method, dataset: Dataset, cases: Cases) -> dict[str, float]:
+    """Fit one trial and score it on the cases."""
     began = time.perf_counter()
     method.fit(dataset)
     fitted = time.perf_counter() - began
     known = dataset.counts > 0
     shares = []
-    for _, rankings in rank_pool(method, dataset.validation, known, known):
+    for _, rankings in rank_pool(method, cases, known, known):
         ranks = rankings.ranks
         shares.append((ranks.greater + ranks.equal / 2) / np.maximum(ranks.others, 1))
-    return {"score": float(expected_ndcg(np.concatenate(shares)).mean()), "seconds_fit": round(fitted, 1)}
+    score = float(expected_ndcg(np.concatenate(shares)).mean())
+    return {"score": score, "seconds_fit": round(fitted + method.earlier_seconds, 1)}
+
+
+def made(stage: Stage) -> Artefact:
+    """What a stage publishes, made now if it is not there."""
+    step, _, _ = execute(stage, Run.at(stage.config.run))
+    assert step.artefact is not None
+    return step.artefact
 
 
 def main() -> int:
@@ -90,21 +124,22 @@ def main() -> int:
     options = parser.parse_args()
     base = load(options.config, options.settings)
     connect(base)
-    step, _, _ = execute(Prepare(base), Run.at(base.run))
-    assert step.artefact is not None
-    log = read_log(step.artefact.folder)
-    dataset = Dataset(log.n_items, log.train(), log.cases("validation"), pool_of(log, base.evaluate))
+    prepared = made(Prepare(base))
+    log = read_log(prepared.folder)
+    kept, judging = halves(log)
+    dataset = Dataset(log.n_items, log.train(), kept, pool_of(log, base.evaluate))
     tried = json.loads(options.out.read_text()) if options.out.exists() else {}
     for method in options.methods.split(","):
         scored = []
-        for trial in range(options.trials):
+        for trial in range(min(options.trials, 1 + len(space_of(method)))):
             chosen = settings_of(method, trial)
             config = load(options.config, [*options.settings, *words(method, chosen)])
             recipe = recipe_of(method, config)
-            decides = [step.artefact.manifest.digest, recipe.settings, code_fingerprint(recipe.code)]
+            decides = [prepared.manifest.digest, recipe.settings, code_fingerprint(recipe.code)]
             key = f"{method} {trial} {fingerprint(decides)}"
             if key not in tried:
-                found = judge(recipe.build(0, log, {}), dataset)
+                inputs = {"dataset": prepared} | {need.artefact: made(need) for need in recipe.requires}
+                found = judge(recipe.build(0, log, inputs), dataset, judging)
                 tried[key] = {"method": method, "settings": chosen, **found}
                 options.out.write_text(json.dumps(tried, indent=2))
             say(f"{key}: {tried[key]}")

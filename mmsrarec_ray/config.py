@@ -219,9 +219,9 @@ class Encoder(Settings):
     """Of AdamW, after a warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of AdamW."""
-    epochs: PositiveInt = 20
+    epochs: PositiveInt = 50
     """At most: training stops early when the validation users no longer gain."""
-    patience: PositiveInt = 2
+    patience: PositiveInt = 3
     """Epochs without a gain on the validation users before it stops."""
     mask_share: Fraction = 0.3
     """BERT4Rec: share of items that are masked in training."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -66,16 +67,13 @@ class Sequences:
     def take(self, rows: np.ndarray) -> Sequences:
         """The sequences of some rows, in that order. rows: int64 (r,) or bool (n,)."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else np.asarray(rows)
-        lengths = self.lengths[rows]
+        return self.beginnings(rows, self.lengths[rows])
+
+    def beginnings(self, rows: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """The first so many items of some rows, in that order. rows, lengths: int64 (r,), not above the row's own."""
         starts = np.concatenate([[0], np.cumsum(lengths)])
         source = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], lengths)
         return Sequences(self.users[rows], starts, self.items[source], self.times[source])
-
-    def beginnings(self, lengths: np.ndarray) -> Sequences:
-        """The first so many items of each row. lengths: int64 (n,), not above the row's own."""
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        source = np.arange(starts[-1]) + np.repeat(self.starts[:-1] - starts[:-1], lengths)
-        return Sequences(self.users, starts, self.items[source], self.times[source])
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Sequences]]:
         """So many rows at a time, with their place."""
@@ -150,12 +148,20 @@ class Log:
 
     def train(self) -> Sequences:
         """What may be learnt from: interactions of the training split, users without any left out."""
+        everybody = self._training
+        return everybody.take(everybody.lengths > 0)
+
+    def train_of(self, users: np.ndarray) -> Sequences:
+        """Training interactions of these users, none of one that is not a training user. users: int64 (n,)."""
+        return self._training.take(users)
+
+    @cached_property
+    def _training(self) -> Sequences:
+        """One row a user, in the order of their numbers."""
         kept = self.split == 0
-        rows = self.sequences.rows[kept]
-        counts = np.bincount(rows, minlength=len(self.sequences))
+        counts = np.bincount(self.sequences.rows[kept], minlength=len(self.sequences))
         starts = np.concatenate([[0], np.cumsum(counts)])
-        all_rows = Sequences(self.sequences.users, starts, self.sequences.items[kept], self.sequences.times[kept])
-        return all_rows.take(counts > 0)
+        return Sequences(self.sequences.users, starts, self.sequences.items[kept], self.sequences.times[kept])
 
     def cases(self, split: Literal["validation", "test"]) -> Cases:
         """One case a user of the split: the last item of a held-out user, or the first held-out interaction.
@@ -171,7 +177,7 @@ class Log:
         _, firsts = np.unique(rows[places], return_index=True)
         places = places[firsts]
         chosen = rows[places]
-        histories = sequences.take(chosen).beginnings(places - sequences.starts[chosen])
+        histories = sequences.beginnings(chosen, places - sequences.starts[chosen])
         return Cases(Queries(histories, sequences.times[places]), sequences.items[places])
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
 
-_CHUNK = 512  # queries scored against the whole catalogue at a time
+_SCORES = 1 << 23  # scores held at a time: 64 MiB
+_MOST_QUERIES = 512
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Dataset:
     def counts(self) -> np.ndarray:
         """Training interactions of each item: int64 (n_items,)."""
         return np.bincount(self.train.items, minlength=self.n_items)
+
+
+def chunk_of(n_items: int, scores: int = _SCORES) -> int:
+    """How many queries are scored against the whole catalogue at a time."""
+    return max(1, min(_MOST_QUERIES, scores // n_items))
 
 
 class Method(ABC):
@@ -61,7 +67,7 @@ class Method(ABC):
             [np.zeros((0, candidates.shape[1]), np.float32)]
             + [
                 np.take_along_axis(self.score_all(part), candidates[rows].astype(np.int64), 1)
-                for rows, part in queries.chunks(_CHUNK)
+                for rows, part in queries.chunks(chunk_of(len(self.pool)))
             ]
         )
 
@@ -70,9 +76,8 @@ class Method(ABC):
 
         Returns items, int64 (n_queries, k), -1 where fewer are left, and their scores, -inf there.
         """
-        parts = [
-            best(masked(self.score_all(part), part, self.pool, exclude_seen), k) for _, part in queries.chunks(_CHUNK)
-        ]
+        chunks = queries.chunks(chunk_of(len(self.pool)))
+        parts = [best(masked(self.score_all(part), part, self.pool, exclude_seen), k) for _, part in chunks]
         empty = np.zeros((0, k), np.int64), np.zeros((0, k))
         items, scores = zip(*parts, strict=True) if parts else ((empty[0],), (empty[1],))
         return np.concatenate(items), np.concatenate(scores)

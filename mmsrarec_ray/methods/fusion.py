@@ -14,12 +14,12 @@ from torch import nn
 from mmsrarec_ray.config import Fusion as FusionSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.errors import InputError
-from mmsrarec_ray.methods.base import Dataset, Method
+from mmsrarec_ray.methods.base import Dataset, Method, chunk_of
 from mmsrarec_ray.methods.content import DECAY, profiles
 from mmsrarec_ray.models.sentences import embed
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 
-_CHUNK = 128  # queries whose features are held for the whole catalogue at a time
+_HELD = 1 << 26  # features held at a time: 256 MiB
 _CASES = 10_000  # validation cases it is fitted on at most
 _DRAWN = 500  # candidates a validation case whose features are kept, for the epochs to draw from
 _NETWORKS = 5  # their mean is the score: one alone depends on its start
@@ -75,7 +75,7 @@ class Fusion(Method):
 
     def score_all(self, queries: Queries) -> np.ndarray:
         out = np.empty((len(queries), self.features.n_items), np.float32)
-        for rows, part in queries.chunks(_CHUNK):
+        for rows, part in queries.chunks(self.features.chunk):
             values = torch.from_numpy((self.features(part) - self.scale[0]) / self.scale[1])
             with torch.inference_mode():
                 out[rows] = torch.stack([network(values)[..., 0] for network in self.networks]).mean(0).numpy()
@@ -89,7 +89,7 @@ def _draw(features: _Features, dataset: Dataset, seed: int) -> np.ndarray:
     if len(cases) > _CASES:
         cases = cases.take(np.sort(rng.choice(len(cases), _CASES, replace=False)))
     out: np.ndarray | None = None
-    for rows, queries in cases.queries.chunks(_CHUNK):
+    for rows, queries in cases.queries.chunks(features.chunk):
         seen = queries.histories
         items = rng.choice(pool, (len(queries), _DRAWN))
         owned = np.zeros((len(seen), len(dataset.pool)), bool)
@@ -140,6 +140,8 @@ class _Features:
         share = sparse.diags_array(1 / np.maximum(counts, 1).astype(np.float32))
         self.ways = [(share @ together).tocsr(), (share @ together.T).tocsr()]
         self.vectors = embed(content.texts, content.encoder) if content else None
+        count = 2 * len(methods) + 2 * len(self.ways) + (4 if content else 0) + 1 + self.of_items.shape[1]
+        self.chunk = chunk_of(dataset.n_items * count, _HELD)
 
     def __call__(self, queries: Queries) -> np.ndarray:
         n = len(queries)

@@ -10,6 +10,7 @@ from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.data.log import Queries, Sequences
 from mmsrarec_ray.methods.base import Dataset, Method
 
+_ITEMS = 2_000  # whose cosines to all others are worked out at a time
 _TIE_BREAK = 1e-7  # of the most popular item: below the differences between similarities of all but huge items
 
 
@@ -55,16 +56,20 @@ class ItemKnn(Method):
         self.settings = settings
 
     def learn(self, dataset: Dataset) -> None:
-        users = incidence(dataset.train, dataset.n_items)
-        together = (users.T @ users).tocoo()
-        row, column = together.coords
+        users = incidence(dataset.train, dataset.n_items).tocsc()
+        firsts = range(0, dataset.n_items, _ITEMS)
+        self.similar = sparse.vstack([self._similar(users, first, first + _ITEMS) for first in firsts], format="csr")
+        self.tie_break = popularity_tie_break(dataset)
+
+    def _similar(self, users: sparse.csc_array, first: int, end: int) -> sparse.csr_array:
+        """Rows of the matrix of cosines."""
         counts = np.asarray(users.sum(0))
-        cosine = together.data / (np.sqrt(counts[row] * counts[column]) + self.settings.shrink)
-        other = row != column
+        together = (users[:, first:end].T @ users).tocoo()
+        row, column = together.coords
+        cosine = together.data / (np.sqrt(counts[first:end][row] * counts[column]) + self.settings.shrink)
+        other = row + first != column
         similar = sparse.csr_array((cosine[other], (row[other], column[other])), shape=together.shape)
-        if self.settings.neighbours is not None:
-            similar = keep_largest(similar, self.settings.neighbours)
-        self.similar, self.tie_break = similar, popularity_tie_break(dataset)
+        return similar if self.settings.neighbours is None else keep_largest(similar, self.settings.neighbours)
 
     def score_all(self, queries: Queries) -> np.ndarray:
         return (incidence(queries.histories, len(self.tie_break)) @ self.similar).toarray() + self.tie_break

@@ -26,7 +26,7 @@ class Cooccurrence:
     @classmethod
     def of(cls, sequences: Sequences, n_items: int, window: int) -> Cooccurrence:
         """Count the pairs of all sequences."""
-        before, after, apart = pairs(sequences, window)
+        _, before, after, apart = pairs(sequences, window)
         shape = (n_items, n_items)
         count = sparse.coo_array((np.ones(len(before), np.int64), (before, after)), shape=shape).tocsr()
         distance = sparse.coo_array((apart.astype(np.float64), (before, after)), shape=shape).tocsr()
@@ -63,27 +63,29 @@ class Cooccurrence:
             sparse.csr_array((np.round(distance), (row, column)), shape=shape),
         )
 
-    def without(self, own: np.ndarray, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Counts of history item -> candidate, the user's own pairs left out: int64 (h, c).
+    def without(self, own: Sequences, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Counts of some pairs, those left out that stand in a user's own training sequence: int64 (p,).
 
-        own: int32 (m,), the user's training sequence, whose pairs stand in the counts; empty for a user that is
-        not a training user.
+        own: the training sequences of some users, empty for one that is not a training user; rows: int64 (p,), the
+        row of `own` whose user asks for a pair; before, after: int64 (p,), items.
         """
-        counts = self.count[history][:, candidates].toarray()
-        before, after, _ = pairs(Sequences.of([own.tolist()]), self.window)
-        for first, then in zip(before, after, strict=True):
-            counts -= (history == first)[:, None] & (candidates == then)[None, :]
+        n = self.count.shape[0]
+        row, first, then, _ = pairs(own, self.window)
+        keys, times = np.unique((row * n + first) * n + then, return_counts=True)
+        asked = (rows * n + before) * n + after
+        counts = np.asarray(self.count[before, after]).astype(np.int64)
+        if len(keys):
+            places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+            counts -= np.where(keys[places] == asked, times[places], 0)
         return counts
 
 
-def pairs(sequences: Sequences, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ordered pairs of a user's different items up to `window` places apart: before, after, places apart."""
-    items, rows = sequences.items, sequences.rows
-    parts = []
+def pairs(sequences: Sequences, window: int) -> tuple[np.ndarray, ...]:
+    """Ordered pairs of a user's different items up to `window` places apart: row, before, after, places apart, int64
+    (p,) each."""
+    items, rows = sequences.items.astype(np.int64), sequences.rows
+    parts = [(np.zeros(0, np.int64),) * 4]
     for apart in range(1, min(window, max(sequences.lengths, default=0)) + 1):
         same = (rows[apart:] == rows[:-apart]) & (items[apart:] != items[:-apart])
-        parts.append((items[:-apart][same], items[apart:][same], np.full(int(same.sum()), apart)))
-    if not parts:
-        return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
-    before, after, distance = zip(*parts, strict=True)
-    return np.concatenate(before), np.concatenate(after), np.concatenate(distance)
+        parts.append((rows[apart:][same], items[:-apart][same], items[apart:][same], np.full(int(same.sum()), apart)))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

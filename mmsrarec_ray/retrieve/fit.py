@@ -76,6 +76,13 @@ class Training:
         return self.scores[self.best_epoch - 1]
 
 
+def check(task: EncoderTask) -> None:
+    """Raises InputError where there is nothing to learn from or to choose on."""
+    for what, there in (("training interactions", task.train.items), ("validation cases", task.validation)):
+        if not len(there):
+            raise InputError(f"{task.name}: there are no {what}.")
+
+
 def finished(folder: Folder) -> bool:
     """Whether the folder holds an encoder that is fully trained."""
     return folder.exists(ENCODER)
@@ -168,9 +175,7 @@ class _Fitting:
     """One training on one worker."""
 
     def __init__(self, task: EncoderTask, checkpoint_steps: int, workers: _Workers, report: Callable[[str], None]):
-        for what, there in (("training interactions", task.train.items), ("validation cases", task.validation)):
-            if not len(there):
-                raise InputError(f"{task.name}: there are no {what}.")
+        check(task)
         self.task, self.checkpoint_steps, self.workers = task, checkpoint_steps, workers
         self.report = report if workers.rank == 0 else lambda line: None
         vocabulary = Vocabulary.of(task.train, task.n_items)

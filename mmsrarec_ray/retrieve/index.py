@@ -119,7 +119,7 @@ class MomentIndex:
     """
 
     def __init__(self, index: _Index, moments: Moments, read_only: bool = False) -> None:
-        self.index, self.moments = index, moments
+        self.index, self.moments, self.kind = index, moments, _kind(index)
         self._read_only = read_only
         self._sorted_times: np.ndarray | None = None
 
@@ -145,11 +145,6 @@ class MomentIndex:
     @property
     def dimension(self) -> int:
         return self.index.d
-
-    @property
-    def kind(self) -> str:
-        """`exact`, `hnsw` or `ivf_pq`."""
-        return _kind(self.index)
 
     def add(self, vectors: np.ndarray, moments: Moments) -> None:
         """Further moments, after those there are; lists and codes of `ivf_pq` stay as they were learnt.
@@ -229,12 +224,16 @@ class MomentIndex:
         known = queries.vectors.any(1)
         if not len(self) or not known.all():
             return self._search_known(queries, k, np.flatnonzero(known))
-        if self.kind != "exact" and not queries.restricted:
-            rows, similarity = self._fetch_unrestricted(queries.vectors, k)
-            pending = np.flatnonzero(rows[:, min(k, len(self)) - 1] < 0)
+        past = _PAST_FORBIDDEN if queries.restricted else _PAST_TIES if self.kind == "exact" else 0
+        fetched = min(k + past, len(self))
+        if queries.before is None:
+            answered, rows, similarity = self._fetch_once(queries, k, fetched)
+            if answered.all():
+                return rows, similarity
+            pending = self._fetch_more(queries, k, 4 * fetched, np.flatnonzero(~answered), rows, similarity)
         else:
             rows, similarity = _nothing(len(queries), k)
-            pending = self._fetch(queries, k, rows, similarity)
+            pending = self._fetch_more(queries, k, fetched, np.arange(len(queries)), rows, similarity)
         if len(pending):
             scan = self._scan_lists if self.kind == "ivf_pq" else self._scan_vectors
             rows[pending], similarity[pending] = scan(queries.take(pending), k)
@@ -246,38 +245,35 @@ class MomentIndex:
             rows[known], similarity[known] = self._search(queries.take(known), k)
         return rows, similarity
 
-    def _fetch_unrestricted(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        similarity, rows = self.index.search(vectors, k)
-        similarity[rows < 0] = -np.inf
-        if (similarity[:, 1:] == similarity[:, :-1]).any():
-            return _best(rows, similarity, k)
-        return rows, similarity
-
-    def _fetch(self, queries: _Queries, k: int, rows: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-        """Fill rows and similarity with growing searches; returns the queries that still lack neighbours."""
+    def _fetch_more(
+        self, queries: _Queries, k: int, fetched: int, pending: np.ndarray, rows: np.ndarray, similarity: np.ndarray
+    ) -> np.ndarray:
+        """Fill rows and similarity of the pending queries with growing searches, from `fetched` on; returns those that
+        still lack neighbours."""
+        least, most = min(k + _PAST_FORBIDDEN, len(self)), min(_MOST_FETCHED, len(self))
         share = self._share_allowed(queries)
-        pending = np.arange(len(queries))
-        fetched = min(k + (_PAST_FORBIDDEN if queries.restricted else _PAST_TIES), len(self))
-        while True:
+        while len(pending) and fetched <= max(least, most):
             likely = share[pending] * fetched >= min(k, len(self))  # the others would be searched in vain
             tried = pending[likely]
             if len(tried):
-                part = queries.take(tried)
-                done, rows[tried], similarity[tried] = self._fetch_once(part, k, fetched)
-                pending = np.concatenate([pending[~likely], tried[~done]])
-            # All of the index was compared in the first exact search: a scan is as cheap as a second.
-            if not len(pending) or self.kind == "exact" or 4 * fetched > min(_MOST_FETCHED, len(self)):
+                answered, rows[tried], similarity[tried] = self._fetch_once(queries.take(tried), k, fetched)
+                pending = np.concatenate([pending[~likely], tried[~answered]])
+            if self.kind == "exact":  # all of the index was compared: a scan is as cheap as a second search
                 return pending
             fetched *= 4
+        return pending
 
     def _fetch_once(self, queries: _Queries, k: int, fetched: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One search; returns which queries it answered, and the rows and similarity of all."""
         similarity, rows = self.index.search(queries.vectors, fetched)
-        edge = similarity[:, -1] + 2 * _ROUNDING  # what was not fetched is not more similar
         if self.kind == "exact":
+            edge = similarity[:, -1] + 2 * _ROUNDING  # what was not fetched is not more similar
             similarity = _cosines(queries.vectors, _stored(self.index), rows)
-        similarity[~queries.allowed(self.moments, rows)] = -np.inf
-        rows, similarity = _best(rows, similarity, k)
+        if (similarity[:, 1:] < similarity[:, :-1]).all():
+            rows, similarity = _first(rows, similarity, queries.allowed(self.moments, rows), k)
+        else:
+            similarity[~queries.allowed(self.moments, rows)] = -np.inf
+            rows, similarity = _best(rows, similarity, k)
         last = similarity[:, min(k, len(self)) - 1]
         if self.kind == "exact" and fetched < len(self):
             return last > edge, rows, similarity
@@ -383,18 +379,29 @@ def _cosines(vectors: np.ndarray, stored: np.ndarray, rows: np.ndarray) -> np.nd
     return np.einsum("ncd,nd->nc", stored[rows].astype(np.float64), vectors.astype(np.float64)).astype(np.float32)
 
 
+def _first(rows: np.ndarray, similarity: np.ndarray, seen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_best`, of rows in the order of falling similarity without ties. seen: bool (n, c), which may be taken."""
+    if not seen[:, :k].all():
+        order = np.arange(len(seen))[:, None], np.argsort(~seen, axis=1, kind="stable")[:, :k]
+        there = seen[order]
+        rows, similarity = np.where(there, rows[order], -1), np.where(there, similarity[order], np.float32(-np.inf))
+    return _padded(rows[:, :k], similarity[:, :k], k)
+
+
 def _best(rows: np.ndarray, similarity: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar of each row, ties by row; where similarity is -inf there is none. Both (n, k)."""
     order = np.lexsort([rows, -similarity])[:, :k]
     rows, similarity = np.take_along_axis(rows, order, 1), np.take_along_axis(similarity, order, 1)
     rows[np.isneginf(similarity)] = -1
-    if rows.shape[1] < k:
-        missing = ((0, 0), (0, k - rows.shape[1]))
-        rows, similarity = (
-            np.pad(rows, missing, constant_values=-1),
-            np.pad(similarity, missing, constant_values=-np.inf),
-        )
-    return rows, similarity
+    return _padded(rows, similarity, k)
+
+
+def _padded(rows: np.ndarray, similarity: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """With columns of nothing up to k."""
+    if rows.shape[1] == k:
+        return rows, similarity
+    missing = ((0, 0), (0, k - rows.shape[1]))
+    return np.pad(rows, missing, constant_values=-1), np.pad(similarity, missing, constant_values=-np.inf)
 
 
 def _nothing(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -148,15 +148,12 @@ class _Work:
 
     def _pairs(self, cases: Cases) -> int:
         """Cases whose positive followed one of the last items of the history in another user's."""
-        own = np.full(len(self.log.users), -1)
-        own[self.training.users] = np.arange(len(self.training))
-        supported = 0
-        for row, history in enumerate(cases.queries.histories):
-            user = own[cases.queries.histories.users[row]]
-            sequence = self.training[user] if user >= 0 else np.zeros(0, np.int32)
-            recent = history[-self.config.retrieve.history :]
-            supported += bool(self.together.without(sequence, recent, cases.positives[row : row + 1]).any())
-        return supported
+        histories = cases.queries.histories
+        recent = histories.last(self.config.retrieve.history, -1)
+        rows = np.nonzero(recent >= 0)[0]
+        own = self.log.train_of(histories.users)
+        counts = self.together.without(own, rows, recent[recent >= 0], cases.positives[rows])
+        return len(np.unique(rows[counts > 0]))
 
 
 def _parts(cases: Cases) -> Iterator[Cases]:

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmsrarec_ray import config
 from mmsrarec_ray.progress import say
-from mmsrarec_ray.retrieve.fit import EncoderTask, Training, discard_checkpoints, finished, fit, read_training
+from mmsrarec_ray.retrieve.fit import EncoderTask, Training, check, discard_checkpoints, finished, fit, read_training
 
 
 def train_encoders(tasks: Sequence[EncoderTask], settings: config.Train) -> list[Training]:
@@ -31,9 +31,12 @@ def train_encoders(tasks: Sequence[EncoderTask], settings: config.Train) -> list
 
     Encoders whose folder holds finished weights are left alone; where all are, no worker starts. Ray must be
     connected. A worker that dies is replaced up to `settings.max_failures` times, and training goes on from the
-    newest checkpoint; after that ray.train.TrainingFailedError is raised, which holds what went wrong.
+    newest checkpoint; after that ray.train.TrainingFailedError is raised, which holds what went wrong. Raises
+    InputError, before any worker starts, where there is nothing to learn from or to choose on.
     """
     waiting = [task for task in tasks if not finished(task.folder)]
+    for task in waiting:
+        check(task)
     if waiting:
         _train(waiting, settings)
     for task in tasks:

@@ -11,7 +11,7 @@ from mmsrarec_ray.data.log import Cases
 from mmsrarec_ray.retrieve.encoders import SequenceEncoder
 
 _NEGATIVES, _TOP = 20, 5  # the paper's protocol: NDCG@5 among a positive and 20 negatives
-_CHUNK = 256  # validation cases scored at a time
+_MOST_CASES, _SCORES = 256, 1 << 23  # validation cases scored at a time, and their scores
 
 
 def expected_ndcg(shares: np.ndarray) -> np.ndarray:
@@ -34,7 +34,8 @@ def shares_above(encoder: SequenceEncoder, cases: Cases) -> np.ndarray:
     shares = np.full(len(cases), np.nan)
     positives = vocabulary.numbers[cases.positives]
     known = np.flatnonzero(positives >= 0)
-    for rows in (known[start : start + _CHUNK] for start in range(0, len(known), _CHUNK)):
+    chunk = max(1, min(_MOST_CASES, _SCORES // v))
+    for rows in (known[start : start + chunk] for start in range(0, len(known), chunk)):
         part, wanted = cases.take(rows).queries, positives[rows]
         history = vocabulary.known(part.histories)
         left_out = np.unique(np.concatenate([history.rows * v + history.items, np.arange(len(rows)) * v + wanted]))

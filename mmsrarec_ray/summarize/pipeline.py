@@ -61,7 +61,10 @@ def summarise(config: Config, items: Items, known: np.ndarray, pending: int, rec
     known: keys as `reuse.index` gives them. pending: how many items are not known, for the progress.
     Returns counts: summarised, failed, tokens.
     """
-    fresh = map_tables(items.read(_ITEM_COLUMNS), _drop_known, ray.put(known))
+    # What is in one block leaves the engine together: cut so, finished rows are written, and shown, while others wait.
+    fresh = map_tables(items.read(_ITEM_COLUMNS), _drop_known, ray.put(known)).repartition(
+        target_num_rows_per_block=config.summarize.rows_per_part
+    )
     rendered = fresh.map_batches(
         _Render,
         fn_constructor_args=(config, out),

@@ -29,7 +29,7 @@ def test_pieces_of_sequences() -> None:
     assert lists(SEQUENCES.take(np.array([2, 0, 2]))) == [[0, 4], [3, 1, 2], [0, 4]]
     assert SEQUENCES.take(np.array([2, 0])).users.tolist() == [2, 0]
     assert lists(SEQUENCES.take(np.array([False, True, True]))) == [[], [0, 4]]
-    assert lists(SEQUENCES.beginnings(np.array([2, 0, 1]))) == [[3, 1], [], [0]]
+    assert lists(SEQUENCES.beginnings(np.arange(3), np.array([2, 0, 1]))) == [[3, 1], [], [0]]
     assert [lists(part) for _, part in SEQUENCES.chunks(2)] == [[[3, 1, 2], []], [[0, 4]]]
     assert SEQUENCES.last(2, -1).tolist() == [[1, 2], [-1, -1], [0, 4]]
     assert SEQUENCES.last(4, -1).tolist() == [[-1, 3, 1, 2], [-1] * 4, [-1, -1, 0, 4]]

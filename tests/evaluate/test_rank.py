@@ -21,7 +21,7 @@ class Fixed(Method):
     name = "fixed"
 
     def __init__(self, scores: np.ndarray):
-        self.scores = scores
+        self.scores, self.pool = scores, np.ones(scores.shape[1], bool)
 
     def learn(self, dataset: Dataset) -> None:
         """Nothing."""

@@ -25,7 +25,7 @@ def draw(users: int, seed: int, first_user: int = 0) -> Sequences:
 def ask(sequences: Sequences) -> Cases:
     """The last item of each, after all before it."""
     ends = sequences.starts[1:] - 1
-    histories = sequences.beginnings(sequences.lengths - 1)
+    histories = sequences.beginnings(np.arange(len(sequences)), sequences.lengths - 1)
     return Cases(Queries(histories, sequences.times[ends]), sequences.items[ends])
 
 

@@ -36,12 +36,16 @@ def test_the_table_holds_the_mean_distance_and_reads_back() -> None:
 
 def test_a_user_s_own_pairs_are_left_out() -> None:
     """For every training user the counts are those of a world without that user."""
-    together, everything = Cooccurrence.of(SEQUENCES, 4, window=2), np.arange(4)
-    for user, own in enumerate(SEQUENCES):
-        without = Cooccurrence.of(SEQUENCES.take(np.arange(3) != user), 4, window=2).count.toarray()
-        np.testing.assert_array_equal(together.without(own, everything, everything), without)
-    nobody = np.zeros(0, np.int32)
-    np.testing.assert_array_equal(together.without(nobody, everything, everything), together.count.toarray())
+    together = Cooccurrence.of(SEQUENCES, 4, window=2)
+    others = [Cooccurrence.of(SEQUENCES.take(np.arange(3) != user), 4, window=2) for user in range(3)]
+    expected = np.stack([each.count.toarray() for each in others] + [together.count.toarray()])
+    own = Sequences.of([*map(list, SEQUENCES), []])  # the fourth is not a training user
+    rows, before, after = (axis.ravel() for axis in np.indices((4, 4, 4)))
+    np.testing.assert_array_equal(together.without(own, rows, before, after), expected.ravel())
+    nobody = Sequences.of([[]])
+    np.testing.assert_array_equal(
+        together.without(nobody, before * 0, before, after), together.count.toarray()[before, after]
+    )
 
 
 def test_nobody_has_no_pairs() -> None:

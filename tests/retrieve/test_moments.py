@@ -17,7 +17,8 @@ def transitions(cases: Cases) -> list[tuple[int, list[int], int, int]]:
 
 
 def test_every_prefix_is_a_moment_with_what_came_next() -> None:
-    assert transitions(last_cuts(SEQUENCES, None)) == [(10, [3], 1, 1), (10, [3, 1], 2, 2), (13, [0], 4, 1)]
+    (found,) = moments(SEQUENCES, "prefixes")
+    assert transitions(found) == [(10, [3], 1, 1), (10, [3, 1], 2, 2), (13, [0], 4, 1)]
 
 
 def test_the_last_cuts_alone() -> None:
@@ -30,6 +31,14 @@ def test_moments_come_a_few_users_at_a_time(monkeypatch) -> None:
     parts = list(moments(SEQUENCES, "prefixes"))
     assert [len(part) for part in parts] == [2, 1]
     assert [len(part) for part in moments(SEQUENCES, "users")] == [1, 1]
+
+
+def test_the_prefixes_of_a_long_history_come_in_pieces(monkeypatch) -> None:
+    whole = last_cuts(Sequences.of([list(range(60)), [1, 2]]), 100)
+    monkeypatch.setattr("mmsrarec_ray.retrieve.moments._HELD", 200)
+    parts = list(moments(Sequences.of([list(range(60)), [1, 2]]), "prefixes"))
+    assert max(len(part.queries.histories.items) for part in parts) <= 200 + 60
+    assert [each for part in parts for each in transitions(part)] == transitions(whole)
 
 
 def test_a_user_s_fold_depends_on_its_id_alone() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from mmsrarec_ray import config
+from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.retrieve import train as training
 from mmsrarec_ray.retrieve.encoders import load_encoder
 from mmsrarec_ray.retrieve.fit import CHECKPOINTS, finished, fit
@@ -97,3 +98,10 @@ def test_where_all_are_finished_no_worker_starts(broken, monkeypatch):
     (tasks[0].folder / CHECKPOINTS).write_bytes("000000001.pt", b"left by a worker that died while clearing up")
     assert train_encoders(tasks, WORKERS) == facts
     assert all(finished(each.folder) and not each.folder.folders() for each in tasks)
+
+
+def test_what_cannot_be_trained_is_refused_before_a_worker_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.ray.train.torch, "TorchTrainer", None)
+    nobody = replace(task(tmp_path), validation=task(tmp_path).validation.take(np.zeros(0, np.int64)))
+    with pytest.raises(InputError, match="there are no validation cases"):
+        train_encoders([nobody], WORKERS)
