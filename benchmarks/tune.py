@@ -54,7 +54,7 @@ _FUSION: dict[str, list[Any]] = {
 }
 SPACES: dict[str, dict[str, list[Any]]] = {
     "itemknn": {"neighbours": [50, 200, 1000, None], "shrink": [0.0, 1.0, 5.0, 20.0]},
-    "session_knn": {"neighbours": [50, 100, 300, 1000], "last": [3, 5, 10, 20]},
+    "session_knn": {"neighbours": [100, 300, 1000, 3000], "last": [3, 5, 10, 20]},
     "ease": {"regularisation": [10.0, 50.0, 100.0, 300.0, 1000.0, 3000.0]},
     "sasrec": _ENCODER,
     "gru4rec": _ENCODER,

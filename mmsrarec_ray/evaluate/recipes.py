@@ -102,7 +102,10 @@ class SequentialRecipe(Recipe):
 class RetrievalRecipe(Recipe):
     """What the similar moments did next."""
 
-    code = ("methods/retrieval", "methods/content", "methods/neighbours", "retrieve")
+    code = (
+        *("methods/retrieval", "methods/neighbours"),
+        *("retrieve/retriever", "retrieve/encoders", "retrieve/index", "retrieve/cooccurrence"),
+    )
     libraries: tuple[str, ...] = ("faiss-cpu", "torch", "numpy", "scipy")
 
     @property
@@ -136,7 +139,7 @@ class ContentRecipe(Recipe):
 class FusionRecipe(Recipe):
     """A small network over other methods."""
 
-    code: tuple[str, ...] = ("methods/fusion", "methods/content", "retrieve/cooccurrence")
+    code: tuple[str, ...] = ("methods/fusion", "methods/neighbours", "models/sentences", "retrieve/cooccurrence")
     libraries: tuple[str, ...] = ("torch", "numpy", "scipy")
 
     def __init__(self, name: str, config: Config):
@@ -167,7 +170,7 @@ class FusionRecipe(Recipe):
 class FusionContentRecipe(FusionRecipe):
     """The same with likeness in words."""
 
-    code: tuple[str, ...] = (*FusionRecipe.code, "models/sentences", "evaluate/recipes")
+    code: tuple[str, ...] = (*FusionRecipe.code, "evaluate/recipes")
     libraries: tuple[str, ...] = ("torch", "scikit-learn", "transformers", "numpy", "scipy")
 
     @property

@@ -15,7 +15,7 @@ from mmsrarec_ray.config import Fusion as FusionSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.methods.base import Dataset, Method, chunk_of
-from mmsrarec_ray.methods.content import DECAY, profiles
+from mmsrarec_ray.methods.neighbours import DECAY, profiles
 from mmsrarec_ray.models.sentences import embed
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 

@@ -12,6 +12,7 @@ from mmsrarec_ray.methods.base import Dataset, Method
 
 _ITEMS = 2_000  # whose cosines to all others are worked out at a time
 _TIE_BREAK = 1e-7  # of the most popular item: below the differences between similarities of all but huge items
+DECAY = 0.8  # weight of an item against the one that came after it
 
 
 def incidence(sequences: Sequences, n_items: int, weights: np.ndarray | None = None) -> sparse.csr_array:
@@ -23,6 +24,18 @@ def incidence(sequences: Sequences, n_items: int, weights: np.ndarray | None = N
     first[1:] = (rows[1:] != rows[:-1]) | (items[1:] != items[:-1])
     return sparse.csr_array(
         (values[order][first], (rows[first], items[first])), shape=(len(sequences), n_items), dtype=np.float64
+    )
+
+
+def profiles(queries: Queries, n_items: int, decay: float) -> sparse.csr_array:
+    """The history as weights of items that sum to 1, a step back counting `decay`: float32 (n, n_items)."""
+    histories = queries.histories
+    back = histories.starts[1:][histories.rows] - 1 - np.arange(len(histories.items))
+    weights = decay ** back.astype(np.float64)
+    total = np.bincount(histories.rows, weights, minlength=len(histories))
+    weights /= total[histories.rows]
+    return sparse.csr_array(
+        (weights.astype(np.float32), (histories.rows, histories.items)), shape=(len(histories), n_items)
     )
 
 

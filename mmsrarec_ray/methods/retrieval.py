@@ -7,11 +7,8 @@ import numpy as np
 from mmsrarec_ray.config import Retrieval as RetrievalSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
-from mmsrarec_ray.methods.content import profiles
-from mmsrarec_ray.methods.neighbours import popularity_tie_break
+from mmsrarec_ray.methods.neighbours import DECAY, popularity_tie_break, profiles
 from mmsrarec_ray.retrieve.retriever import Retriever
-
-_DECAY = 0.8  # weight of a history item's co-occurrences against those of the item after it
 
 
 class Retrieval(Method):
@@ -48,6 +45,6 @@ class Retrieval(Method):
     def _cooccurrence(self, queries: Queries) -> np.ndarray:
         count = self.retriever.cooccurrence.count
         total = np.maximum(np.asarray(count.sum(1)), 1)
-        profile = profiles(queries, count.shape[0], _DECAY)
+        profile = profiles(queries, count.shape[0], DECAY)
         profile.data /= total[profile.indices]
         return (profile @ count).toarray().astype(np.float64)

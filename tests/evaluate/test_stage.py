@@ -26,6 +26,11 @@ TABLES = (
     *("data.item_columns.image=null", "data.item_columns.text=null", "evaluate.bootstrap=200"),
 )
 
+TINY = (
+    *("methods.sasrec.dim=16", "methods.sasrec.epochs=4", "methods.sasrec.heads=1", "train.threads=1"),
+    *("split.validation=0.2", "split.test=0.2", "methods.fusion.epochs=5"),
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,6 +81,18 @@ def test_the_report_in_view_is_the_one_that_was_asked_for(ray_session: str, fold
     full = evaluate(folder, "[random]", "evaluate.protocol=full")
     assert (full["protocol"], full["split"], full["cases"], full["negatives"]) == ("full", "leave_one_out", 300, None)
     assert evaluate(folder, "[random]") == first
+
+
+@pytest.mark.parametrize("protocol", ["full", "time"])
+def test_no_method_sees_what_it_shall_tell(ray_session: str, folder: Path, protocol: str) -> None:
+    """There is no pattern in this world: whoever ranks better than by chance has looked."""
+    settings = (f"evaluate.protocol={protocol}", "methods.fusion.of=[itemknn, sasrec]", *TINY)
+    report = evaluate(folder, "[popularity, itemknn, session_knn, sasrec, retrieval, fusion]", *settings)
+    assert report["split"] == {"full": "leave_one_out", "time": "time"}[protocol]
+    assert len(report["rows"]) == 6
+    for row in report["rows"]:
+        spread = 0.29 / report["cases"] ** 0.5
+        assert abs(row["AUC"]["value"] - 0.5) < 4 * spread, row["method"]
 
 
 def test_seeds_draw_other_lists(ray_session: str, folder: Path) -> None:
