@@ -274,6 +274,55 @@ class Retrieve(Settings):
     """Bytes of a compressed vector: `dim` must be a multiple of it."""
 
 
+class Rank(Settings):
+    """What the recommender is asked about a candidate. History and neighbours are as long as `retrieve` says."""
+
+    candidate: Literal["image", "text", "keywords"] = "image"
+    """How a candidate is shown: picture and text (the paper's), its text, or its keywords alone."""
+    max_text_chars: PositiveInt = 500
+    """A question holds this much of a candidate's title and text."""
+    shortlist: PositiveInt = 200
+    """Where the whole catalogue is ranked, the language model ranks so many that retrieval finds."""
+
+
+class Lora(Settings):
+    """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685) on the text model: vLLM ignores one on the vision tower."""
+
+    rank: Literal[8, 16, 32, 64, 128] = 16
+    """The ranks that vLLM serves."""
+    alpha: PositiveInt = 32
+    """The adapter's output counts alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """The linear layers of each block that are adapted."""
+
+
+class TuneRecommender(Settings):
+    """Supervised fine-tuning of the recommender: TRL under Ray Train."""
+
+    seed: NonNegativeInt = 0
+    """Of the negatives, the adapter's start and the order of the examples."""
+    lora: Lora = Lora()
+    negatives: PositiveInt = 1
+    """Uniform negatives beside each positive (the paper's: 1)."""
+    epochs: PositiveFloat = 1.0
+    batch_size: PositiveInt = 32
+    """Examples in a step, over all workers."""
+    micro_batch_size: PositiveInt = 32
+    """Examples that a worker holds at a time, at most."""
+    learning_rate: PositiveFloat = 2e-4
+    """Of AdamW, after a warm-up, falling by a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Fraction = 0.05
+    """Share of the steps."""
+    deepspeed: Literal["off", "zero1", "zero2", "zero3"] = "off"
+    """How optimizer, gradients and weights are divided over the workers."""
+    gradient_checkpointing: bool = False
+    checkpoint_steps: PositiveInt = 100
+    """Steps between checkpoints: what a killed worker repeats at most."""
+    log_steps: PositiveInt = 10
+
+
 class ItemKnn(Settings):
     """Cosine between the sets of users of two items."""
 
@@ -377,6 +426,7 @@ MethodName = Literal[
     "content_knn",
     "fusion",
     "fusion_content",
+    "mmsrarec",
     "taste_oracle",
     "history_oracle",
 ]
@@ -433,6 +483,8 @@ class Config(Settings):
     summarize: Summarize = Summarize()
     train: Train = Train()
     retrieve: Retrieve = Retrieve()
+    rank: Rank = Rank()
+    tune_recommender: TuneRecommender = TuneRecommender()
     methods: Methods = Methods()
     evaluate: Evaluate = Evaluate()
     ray: RaySettings = RaySettings()

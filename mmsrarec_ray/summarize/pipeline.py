@@ -20,7 +20,7 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.parts import write_part
 from mmsrarec_ray.data.schemas import FAILURES, KEYWORDS
-from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
+from mmsrarec_ray.models.engine import ERROR, asked
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.keywords import parse
@@ -30,7 +30,6 @@ from mmsrarec_ray.summarize.reuse import Items, contains, keys
 KEYWORD_PARTS, FAILURE_PARTS = "keywords", "failures"
 _ITEM_COLUMNS = ["item_id", "title", "text", "image", "image_uri", "content_hash"]
 _ANSWER_COLUMNS = ("item_id", "content_hash", "has_image", "has_text", "generated_text", "num_generated_tokens")
-_ERROR = "__inference_error__"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def summarise(config: Config, items: Items, known: np.ndarray, pending: int, rec
         compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
         num_cpus=1,
     )
-    written = _engine(config)(rendered).map_batches(
+    written = asked(config, _answer)(rendered).map_batches(
         _write, fn_args=(recipe, out), batch_size=config.summarize.rows_per_part, batch_format="numpy"
     )
     totals = Counter[str]()
@@ -116,11 +115,11 @@ class _Render:
 
     def _request(self, item: dict[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = dict.fromkeys(_REQUEST_COLUMNS)
-        row |= {"item_id": item["item_id"], "content_hash": item["content_hash"], _ERROR: ""}
+        row |= {"item_id": item["item_id"], "content_hash": item["content_hash"], ERROR: ""}
         try:
             request = self.render(item)
         except (ValueError, OSError) as error:
-            return row | {_ERROR: f"{type(error).__name__}: {error}", "has_image": False, "has_text": False}
+            return row | {ERROR: f"{type(error).__name__}: {error}", "has_image": False, "has_text": False}
         return row | {
             "tokenized_prompt": request.tokens,
             "multimodal_data": {"image": request.image} if request.image is not None else {},
@@ -132,33 +131,8 @@ class _Render:
 
 _REQUEST_COLUMNS = (
     *("item_id", "content_hash", "has_image", "has_text"),
-    *("tokenized_prompt", "multimodal_data", "sampling_params", _ERROR),
+    *("tokenized_prompt", "multimodal_data", "sampling_params", ERROR),
 )
-
-
-def _engine(config: Config) -> Any:
-    """vLLM as Ray Data stages. Prompts arrive as tokens and pictures decoded, so only the engine stage is left."""
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-
-    engine = config.engine
-    bundle = {"CPU": engine.cpus, "GPU": 1 if engine.gpus else 0}
-    off = {"enabled": False}
-    processor = vLLMEngineProcessorConfig(
-        model_source=source(config.model),
-        engine_kwargs=engine_arguments(config),
-        runtime_env={"env_vars": engine_environment(config)},
-        concurrency=engine.concurrency,
-        batch_size=engine.batch_size,
-        max_concurrent_batches=engine.max_concurrent_batches,
-        accelerator_type=engine.accelerator_type,
-        placement_group_config={"bundle_per_worker": bundle},
-        should_continue_on_error=True,
-        prepare_multimodal_stage=off,
-        chat_template_stage=off,
-        tokenize_stage=off,
-        detokenize_stage=off,
-    )
-    return build_processor(processor, postprocess=_answer)
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
@@ -183,8 +157,8 @@ def _write(batch: dict[str, np.ndarray], recipe: Recipe, out: Folder) -> dict[st
 
 def _keyword_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Raises ValueError('Class: message') for an answer that is an error or does not parse."""
-    if row[_ERROR]:
-        raise ValueError(row[_ERROR])
+    if row[ERROR]:
+        raise ValueError(row[ERROR])
     try:
         keywords = parse(row["generated_text"], bool(row["has_image"]), bool(row["has_text"]))
     except ValueError as error:

@@ -26,7 +26,7 @@ class Summarize(Stage):
     artefact: ClassVar[str] = "keywords"
     code: ClassVar[tuple[str, ...]] = (
         *("summarize/stage", "summarize/pipeline", "summarize/render", "summarize/prompts", "summarize/keywords"),
-        *("summarize/reuse", "summarize/finish", "summarize/contact_sheet", "models/load"),
+        *("summarize/reuse", "summarize/finish", "summarize/contact_sheet", "models/load", "models/engine"),
         *("data/schemas", "data/parts", "data/frames", "data/images"),
     )
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from mmsrarec_ray import config
+from mmsrarec_ray import config, workers
 from mmsrarec_ray.errors import InputError
-from mmsrarec_ray.retrieve import train as training
 from mmsrarec_ray.retrieve.encoders import load_encoder
 from mmsrarec_ray.retrieve.fit import CHECKPOINTS, finished, fit
 from mmsrarec_ray.retrieve.train import train_encoders
@@ -38,9 +37,9 @@ class Killer(threading.Thread):
         while not any(int(name[:9]) >= self.step for name in self.names()):
             time.sleep(0.01)
         ours = psutil.Process(os.getpid()).children(recursive=True)
-        workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
-        assert len(workers) == 2
-        workers[-1].kill()
+        found = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+        assert len(found) == 2
+        found[-1].kill()
         time.sleep(1)  # the other one finishes its step, then waits for the dead one
         self.left = self.names()
 
@@ -94,14 +93,14 @@ def test_two_workers_learn_what_one_does(broken, tmp_path):
 
 def test_where_all_are_finished_no_worker_starts(broken, monkeypatch):
     tasks, facts, _ = broken
-    monkeypatch.setattr(training.ray.train.torch, "TorchTrainer", None)
+    monkeypatch.setattr(workers.ray.train.torch, "TorchTrainer", None)
     (tasks[0].folder / CHECKPOINTS).write_bytes("000000001.pt", b"left by a worker that died while clearing up")
     assert train_encoders(tasks, WORKERS) == facts
     assert all(finished(each.folder) and not each.folder.folders() for each in tasks)
 
 
 def test_what_cannot_be_trained_is_refused_before_a_worker_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(training.ray.train.torch, "TorchTrainer", None)
+    monkeypatch.setattr(workers.ray.train.torch, "TorchTrainer", None)
     nobody = replace(task(tmp_path), validation=task(tmp_path).validation.take(np.zeros(0, np.int64)))
     with pytest.raises(InputError, match="there are no validation cases"):
         train_encoders([nobody], WORKERS)

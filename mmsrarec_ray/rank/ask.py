@@ -1,0 +1,79 @@
+"""From a user, the similar users and a candidate to what a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
+from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.models.load import source
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.prompts import content, spoken_answers, user_part
+from mmsrarec_ray.summarize.prompts import item_text
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, whole, and the candidate's picture or None."""
+
+    prompt: str
+    image: Image.Image | None
+
+
+class Asker:
+    """Writes questions. Holds the model's tokenizer and chat template, not its weights."""
+
+    def __init__(self, config: Config, catalogue: Catalogue):
+        from transformers import AutoProcessor
+
+        self.config, self.catalogue = config, catalogue
+        self.form = config.rank.candidate
+        self.limits = ImageLimits(config.data.max_image_bytes, config.data.max_image_pixels)
+        self.processor = AutoProcessor.from_pretrained(source(config.model), revision=config.model.revision)
+        self.tokenizer = self.processor.tokenizer
+        self.control_tokens = tuple(self.tokenizer.get_added_vocab())
+        self.spoken = spoken_answers(self.tokenizer)
+        self.answers = tuple(self.tokenizer.encode(each, add_special_tokens=False)[0] for each in self.spoken.values())
+
+    def user(self, history: np.ndarray | Sequence[int], neighbours: np.ndarray | Sequence[int]) -> str:
+        """The part that a user's candidates share. Both hold numbers of items; history: the newest last."""
+        return user_part(self.catalogue.lines(history), self.catalogue.lines(neighbours))
+
+    def question(self, user: str, candidate: int) -> Question:
+        """user: as `user` gives it."""
+        image = self.picture(candidate)
+        turn = [{"role": "user", "content": content(user, self._said(candidate), image is not None)}]
+        return Question(self.processor.apply_chat_template(turn, add_generation_prompt=True), image)
+
+    def tokens(self, question: Question) -> list[int]:
+        """As the engine reads it. Raises InputError where it does not fit the model with an answer."""
+        tokens = self.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
+        if len(tokens) >= self.config.model.max_model_len:
+            raise InputError(
+                f"a question has {len(tokens)} tokens: model.max_model_len, {self.config.model.max_model_len}, must be "
+                "larger, or retrieve.history, retrieve.neighbours or rank.max_text_chars smaller."
+            )
+        return tokens
+
+    def picture(self, number: int) -> Image.Image | None:
+        """The candidate's picture where candidates are shown with one.
+
+        None as well where it cannot be used, which the failures of `summarize` tell: a candidate must have a score.
+        """
+        if self.form != "image":
+            return None
+        try:
+            return load_image(self.catalogue.item(number), self.limits, self.config.model.image_size)
+        except (ImageError, OSError):
+            return None
+
+    def _said(self, number: int) -> str:
+        if self.form == "keywords":
+            return self.catalogue.words[number].as_py()
+        item = self.catalogue.item(number)
+        return item_text(item["title"], item["text"], self.config.rank.max_text_chars, self.control_tokens)

@@ -1,0 +1,69 @@
+"""What the ranker knows of every item: its keywords, and, where candidates are shown whole, its text and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmsrarec_ray.data.parts import read_parts
+from mmsrarec_ray.rank.prompts import CandidateForm
+from mmsrarec_ray.store import Folder
+
+_SHOWN: dict[str, list[str]] = {
+    "image": ["title", "text", "image", "image_uri"],
+    "text": ["title", "text"],
+    "keywords": [],
+}
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All items, in the order of their ids, which is how `data.log.Log` numbers them.
+
+    ids, words: string (n,); words: an item's keywords in one line, '' of an item that has none; shown: the columns of
+    the items table that the form of candidates asks for, (n, …). Plain data: it lies in Ray's object store once a node.
+    Pictures that the dataset holds as bytes lie there too; those behind a URI are read when they are asked for.
+    """
+
+    ids: pa.Array
+    words: pa.Array
+    shown: pa.Table
+
+    @classmethod
+    def read(cls, dataset: Folder, keywords: Folder, form: CandidateForm) -> Catalogue:
+        """From a published dataset and its keywords."""
+        items = read_parts(dataset / "items", ["item_id", *_SHOWN[form]]).sort_by("item_id").combine_chunks()
+        said = read_parts(keywords / "items", ["item_id", "image_keywords", "text_keywords"])
+        lines = pa.array([line(*each) for each in zip(*_columns(said), strict=True)], pa.string())
+        places = pc.index_in(items["item_id"], value_set=said["item_id"].combine_chunks())
+        words = pc.fill_null(lines.take(places.combine_chunks()), "")
+        return cls(items["item_id"].combine_chunks(), words, items.drop_columns(["item_id"]))
+
+    def numbers(self, ids: pa.Array) -> np.ndarray:
+        """Places of these ids: int64 (n,). Raises KeyError for an id the catalogue does not have."""
+        places = pc.index_in(ids, value_set=self.ids)
+        if places.null_count:
+            raise KeyError(ids.filter(pc.is_null(places))[0].as_py())
+        return places.to_numpy().astype(np.int64)
+
+    def lines(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """Keywords of some items, a line each."""
+        return self.words.take(pa.array(numbers, pa.int64())).to_pylist()
+
+    def item(self, number: int) -> dict[str, Any]:
+        """The columns of one item that `shown` has."""
+        return self.shown.slice(number, 1).to_pylist()[0]
+
+
+def line(image: Sequence[str] | None, text: Sequence[str] | None) -> str:
+    """An item's keywords as prompts hold them: those of the picture first, none twice."""
+    return ", ".join(dict.fromkeys([*(image or ()), *(text or ())]))
+
+
+def _columns(said: pa.Table) -> list[list[Any]]:
+    return [said[name].to_pylist() for name in ("image_keywords", "text_keywords")]

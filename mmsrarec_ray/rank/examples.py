@@ -1,0 +1,110 @@
+"""Yes/no examples for the recommender: the item that came next, and others the user never touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.frames import iter_tables
+from mmsrarec_ray.data.log import Log
+from mmsrarec_ray.data.parts import write_part
+from mmsrarec_ray.data.splits import hashes
+from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.progress import Progress
+from mmsrarec_ray.rank.ask import Asker
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.prompts import NO, YES
+from mmsrarec_ray.store import Folder
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("cut", pa.int32(), nullable=False),  # length of the history
+        pa.field("item_id", pa.string(), nullable=False),  # the candidate
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),  # yes or no
+        pa.field("number", pa.int64(), nullable=False),  # of the candidate in the catalogue, for its picture
+    ]
+)
+_ROWS = 2_000  # contexts in a block
+
+
+def write_examples(
+    config: Config, log: Log, catalogue: Catalogue, retriever: Folder, split: str, total: int, out: Folder
+) -> Counter:
+    """Write the examples of a split's contexts, `total` of them, as Parquet parts, through Ray Data.
+
+    Returns counts: contexts, examples.
+
+    A negative is drawn uniformly from the core's items that the user never touched; it depends on the seed, the user
+    and the cut alone. retriever: its folder, whose contexts of training users are cross-fitted.
+    """
+    contexts = retriever / "contexts"
+    files = [contexts.file(name) for name in contexts.files() if name.startswith(f"{split}-")]
+    rows = ray.data.read_parquet(files, filesystem=contexts.filesystem, override_num_blocks=max(1, len(files)))
+    written = rows.repartition(target_num_rows_per_block=_ROWS).map_batches(
+        _Write,
+        fn_constructor_args=(config, ray.put(catalogue), ray.put(log), split, out),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
+        num_cpus=1,
+    )
+    totals, progress = Counter[str](), Progress("examples", total, f"{split} contexts")
+    for part in iter_tables(written):
+        for row in part.to_pylist():
+            totals.update(row)
+        progress.update(totals["contexts"])
+    return totals
+
+
+class _Write:
+    """CPU actor: contexts in, a part of examples written, counts out."""
+
+    def __init__(self, config: Config, catalogue: ray.ObjectRef, log: ray.ObjectRef, split: str, out: Folder):
+        self.catalogue, self.log, self.out = ray.get(catalogue), ray.get(log), out
+        self.asker, self.settings = Asker(config, self.catalogue), config.tune_recommender
+        self.core = np.flatnonzero(self.log.in_core)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[int]]:
+        users = pc.index_in(batch["user_id"], value_set=self.log.users).to_numpy()
+        contexts = zip(batch.to_pylist(), users, strict=True)
+        rows = [example for context, user in contexts for example in self._examples(context, self.log.sequences[user])]
+        write_part(self.out, pa.Table.from_pylist(rows, EXAMPLES), ["user_id", "cut", "number"])
+        return {"contexts": [batch.num_rows], "examples": [len(rows)]}
+
+    def _examples(self, context: dict[str, Any], whole: np.ndarray) -> Iterator[dict[str, Any]]:
+        """whole: int32 (n,), all that the user touched."""
+        user_id, cut = context["user_id"], context["cut"]
+        neighbours = [each["next_item_id"] for each in context["neighbours"]]
+        user = self.asker.user(self._numbers(context["history"]), self._numbers(neighbours))
+        candidates = [int(whole[cut]), *self._negatives(user_id, cut, whole)]
+        for number, answer in zip(candidates, [YES] + [NO] * len(candidates), strict=False):
+            prompt = self.asker.question(user, number).prompt
+            item = self.catalogue.ids[number].as_py()
+            values = (user_id, cut, item, prompt, answer, number)
+            yield dict(zip(EXAMPLES.names, values, strict=True))
+
+    def _numbers(self, ids: list[str]) -> np.ndarray:
+        return self.catalogue.numbers(pa.array(ids, pa.string()))
+
+    def _negatives(self, user_id: str, cut: int, touched: np.ndarray) -> list[int]:
+        """Raises InputError where the core has too few items that the user never touched."""
+        wanted = self.settings.negatives
+        key = int(hashes([f"{user_id}\0{cut}"], self.settings.seed, "example")[0])
+        drawn = min(len(self.core), wanted + len(touched))
+        tried = self.core[np.random.default_rng(key).choice(len(self.core), drawn, replace=False)]
+        fresh = tried[~np.isin(tried, touched)][:wanted]
+        if len(fresh) < wanted:
+            raise InputError(
+                f"tune_recommender.negatives: {wanted} core items that a user never touched are needed; user {user_id} "
+                f"has {len(fresh)}."
+            )
+        return fresh.tolist()

@@ -1,0 +1,119 @@
+"""Scores of candidates by a language model: p(yes) / (p(yes) + p(no)), one forward pass each, through Ray Data.
+
+A user's candidates stay together and share every token before the candidate, so the engine's prefix cache reads the
+user once (the paper scores each candidate with a prompt of its own).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.frames import iter_tables
+from mmsrarec_ray.models.engine import ERROR, asked
+from mmsrarec_ray.progress import Progress
+from mmsrarec_ray.rank.ask import Asker
+from mmsrarec_ray.rank.catalogue import Catalogue
+
+_REQUESTS = 2_000  # candidates in a block, about
+_TASK = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        pa.field("history", pa.list_(pa.int64())),  # items by number, the newest last
+        pa.field("neighbours", pa.list_(pa.int64())),  # what similar users chose next, the most similar first
+        pa.field("candidates", pa.list_(pa.int64())),
+    ]
+)
+
+
+def score(
+    config: Config,
+    catalogue: Catalogue,
+    adapter: str | None,
+    histories: Sequence[np.ndarray],
+    neighbours: Sequence[np.ndarray],
+    candidates: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """Scores in [0, 1] of each user's candidates: float64 (c,) each.
+
+    histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`;
+    adapter: the local folder of a LoRA adapter, None for the model as it is. Ray must be connected. Raises
+    RuntimeError with the engine's message where a candidate could not be scored, InputError where a question does not
+    fit the model.
+    """
+    if not candidates:
+        return []
+    columns = [list(range(len(candidates))), histories, neighbours, candidates]
+    table = pa.table(dict(zip(_TASK.names, columns, strict=True)), schema=_TASK)
+    blocks = max(1, sum(map(len, candidates)) // _REQUESTS)
+    requests = ray.data.from_arrow(_pieces(table, blocks)).map_batches(
+        _Ask,
+        fn_constructor_args=(config, ray.put(catalogue), adapter),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
+        num_cpus=1,
+    )
+    lora = {"enable_lora": True, "max_lora_rank": config.tune_recommender.lora.rank} if adapter else {}
+    answers = asked(config, _answer, **lora)(requests)
+    found = [np.full(len(each), math.nan) for each in candidates]
+    progress, done = Progress("score", sum(map(len, candidates)), "candidates"), 0
+    for part in iter_tables(answers):
+        for answer in part.to_pylist():
+            if answer["error"]:
+                raise RuntimeError(f"the engine could not score a candidate: {answer['error']}")
+            found[answer["row"]][answer["column"]] = answer["score"]
+        done += part.num_rows
+        progress.update(done)
+    if any(np.isnan(each).any() for each in found):
+        raise RuntimeError("the engine answered for fewer candidates than it was asked for")
+    return found
+
+
+def _pieces(table: pa.Table, count: int) -> list[pa.Table]:
+    edges = np.linspace(0, table.num_rows, min(count, table.num_rows) + 1).astype(int)
+    return [table.slice(start, end - start).combine_chunks() for start, end in pairwise(edges)]
+
+
+class _Ask:
+    """CPU actor: one request for each candidate."""
+
+    def __init__(self, config: Config, catalogue: ray.ObjectRef, adapter: str | None):
+        self.asker, self.adapter = Asker(config, ray.get(catalogue)), adapter
+        self.sampling = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": list(self.asker.answers)}
+
+    def __call__(self, batch: pa.Table) -> Iterator[dict[str, list]]:
+        for task in batch.to_pylist():
+            user = self.asker.user(task["history"], task["neighbours"])
+            rows = [self._request(user, candidate) for candidate in task["candidates"]]
+            places = {"row": [task["row"]] * len(rows), "column": list(range(len(rows)))}
+            if rows:
+                yield places | {name: [row[name] for row in rows] for name in rows[0]}
+
+    def _request(self, user: str, candidate: int) -> dict[str, Any]:
+        question = self.asker.question(user, candidate)
+        adapter = {"model": self.adapter} if self.adapter else {}
+        return {
+            "tokenized_prompt": self.asker.tokens(question),
+            "multimodal_data": {"image": question.image} if question.image is not None else {},
+            "sampling_params": self.sampling,
+            "answers": list(self.asker.answers),
+            ERROR: "",
+            **adapter,
+        }
+
+
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    told = {"row": row["row"], "column": row["column"], "error": row[ERROR] or "", "score": math.nan}
+    if told["error"]:
+        return told
+    said = {int(token): each["logprob"] for token, each in row["logprobs"][0].items() if each is not None}
+    yes, no = (said[token] for token in row["answers"])
+    return told | {"score": 1 / (1 + math.exp(no - yes))}

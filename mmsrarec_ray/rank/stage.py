@@ -1,0 +1,91 @@
+"""The stage behind jobs/tune_recommender.py: an adapter that answers whether a user chooses an item next."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from mmsrarec_ray import workers
+from mmsrarec_ray.data.log import read_log
+from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.models.load import fingerprint, source
+from mmsrarec_ray.progress import say
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.examples import write_examples
+from mmsrarec_ray.rank.tune import ADAPTER, CHECKPOINTS, FACTS, Task, work
+from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.store import Artefact, Folder
+from mmsrarec_ray.summarize.stage import Summarize
+
+EXAMPLES = "examples"
+_SPLITS = ("train", "validation")
+
+
+class TuneRecommender(Stage):
+    """Fine-tune the model to answer whether a user chooses an item next."""
+
+    name: ClassVar[str] = "tune_recommender"
+    artefact: ClassVar[str] = "recommender"
+    code: ClassVar[tuple[str, ...]] = (
+        *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/examples", "rank/tune", "workers"),
+        *("models/load", "data/log", "data/parts", "data/frames", "data/images", "summarize/prompts"),
+    )
+
+    def requires(self) -> list[Stage]:
+        return [Prepare(self.config), Summarize(self.config), Retrieve(self.config)]
+
+    def settings(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "model": c.model.model_dump() | {"source": fingerprint(c.model)},
+            "rank": c.rank.model_dump(exclude={"shortlist"}),
+            "tune_recommender": c.tune_recommender.model_dump(exclude={"log_steps", "checkpoint_steps"}),
+            "workers": c.train.workers,
+            "images": [c.data.max_image_bytes, c.data.max_image_pixels],
+        }
+
+    def engine(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        return {"name": "trl", **{library: version(library) for library in ("trl", "peft", "transformers", "torch")}}
+
+    def resources(self) -> dict[str, Any]:
+        t = self.config.train
+        each = f"{t.workers} worker(s) of {t.cpus:g} CPU" + (" and 1 GPU" if t.gpu else "")
+        return {"training": each, "CPU": t.workers * t.cpus, "GPU": t.workers * int(t.gpu)}
+
+    def check(self) -> None:
+        source(self.config.model)
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        import ray
+
+        if self.fresh:
+            out.clear()
+        log = read_log(inputs["dataset"].folder)
+        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, self.config.rank.candidate)
+        retriever = inputs["retriever"]
+        counts: dict[str, int] = {}
+        for split in _SPLITS:
+            (out / EXAMPLES / split).clear()  # parts of a killed run
+            total = retriever.manifest.counts[f"{split}_contexts"]
+            folder = out / EXAMPLES / split
+            done = write_examples(self.config, log, catalogue, retriever.folder, split, total, folder)
+            counts |= {f"{split}_contexts": done["contexts"], f"{split}_examples": done["examples"]}
+        train, validation = (counts[f"{split}_examples"] for split in _SPLITS)
+        say(f"tune_recommender: {train:,} examples, {validation:,} for validation")
+        task = Task(self.config, catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
+        workers.run("tune_recommender", work, {"task": ray.put(task)}, self.config.train)
+        facts = json.loads(out.read_bytes(FACTS))
+        (out / CHECKPOINTS).remove()
+        say(
+            f"tune_recommender: {facts['steps']:,} steps, loss {facts['train_loss']:.4f}, on validation users "
+            f"{facts['validation_loss']:.4f} with {facts['validation_accuracy']:.1%} of the answers right"
+        )
+        return Outcome(counts, facts)
+
+
+def adapter_of(recommender: Folder) -> Folder:
+    """Where the adapter of a published recommender lies."""
+    return recommender / ADAPTER

@@ -1,0 +1,87 @@
+"""The scorer against transformers and PEFT: the same numbers, whatever is scored beside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText
+
+from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.data.shop.generate import item_row, shop_of, truth_row
+from mmsrarec_ray.models.load import TINY
+from mmsrarec_ray.rank.ask import Asker
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.score import score
+from mmsrarec_ray.rank.tune import adapted_modules
+
+ITEMS = 30
+MODULES = ("q_proj", "v_proj", "down_proj")
+HISTORIES = [np.array([3, 1, 4]), np.array([3, 1, 4]), np.zeros(0, np.int64), np.arange(5)]
+NEIGHBOURS = [np.array([7, 8]), np.array([7, 8]), np.zeros(0, np.int64), np.array([9])]
+CANDIDATES = [np.arange(10, 22), np.arange(10, 22)[::-1], np.array([2]), np.array([20, 29, 11, 5])]
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    """The first items of a shop; one has no keywords, one no picture, and the picture of one is damaged."""
+    shop = shop_of(5, 1200)
+    rows = [item_row(shop, index) for index in range(ITEMS)]
+    words = [", ".join(str(value) for value in truth_row(shop, index).values()) for index in range(ITEMS)]
+    rows[11]["image"] = None
+    rows[12]["image"] = rows[12]["image"][:200]
+    words[13] = ""
+    table = pa.Table.from_pylist([{"image_uri": None, **row} for row in rows])
+    shown = table.select(["title", "text", "image", "image_uri"])
+    return Catalogue(table["item_id"].combine_chunks(), pa.array(words), shown)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A LoRA adapter that says something: its weights are random."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("adapter")
+    lora = LoraConfig(r=8, lora_alpha=8, target_modules=adapted_modules(MODULES), init_lora_weights=False)
+    get_peft_model(AutoModelForImageTextToText.from_pretrained(TINY), lora).save_pretrained(folder)
+    return str(folder)
+
+
+def config(form: str, *settings: str) -> Config:
+    words = ["data.format=shop", "run=/nowhere", f"rank.candidate={form}", "tune_recommender.lora.rank=8"]
+    return load(None, [*words, "engine.batch_size=16", *settings])
+
+
+def by_transformers(settings: Config, catalogue: Catalogue, adapter: str | None) -> list[np.ndarray]:
+    """Each question alone, without any cache."""
+    asker = Asker(settings, catalogue)
+    model = AutoModelForImageTextToText.from_pretrained(TINY, dtype=torch.float32)
+    model = (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+    found = []
+    for history, neighbours, candidates in zip(HISTORIES, NEIGHBOURS, CANDIDATES, strict=True):
+        user = asker.user(history, neighbours)
+        questions = [asker.question(user, candidate) for candidate in candidates]
+        found.append(np.array([_p_yes(asker, model, each.prompt, each.image) for each in questions]))
+    return found
+
+
+def _p_yes(asker: Asker, model: torch.nn.Module, prompt: str, image: object) -> float:
+    pictures = {"images": [image]} if image is not None else {}
+    inputs = asker.processor(text=[prompt], return_tensors="pt", add_special_tokens=False, **pictures)
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0, -1]
+    yes, no = asker.answers
+    return torch.sigmoid(logits[yes] - logits[no]).item()
+
+
+@pytest.mark.parametrize(("form", "adapted"), [("image", True), ("keywords", False)])
+def test_scores_are_those_of_transformers(
+    ray_session: str, catalogue: Catalogue, adapter: str, form: str, adapted: bool
+) -> None:
+    settings, which = config(form), adapter if adapted else None
+    found = score(settings, catalogue, which, HISTORIES, NEIGHBOURS, CANDIDATES)
+    for ours, reference in zip(found, by_transformers(settings, catalogue, which), strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-5)
+    np.testing.assert_allclose(found[0], found[1][::-1], atol=1e-6)  # the candidates in another order
+    assert len(np.unique(found[0])) > 10
