@@ -32,13 +32,19 @@ class Rankings:
     scores: np.ndarray
 
 
-def rank_lists(method: Method, cases: Cases, negatives: np.ndarray, known: np.ndarray) -> Rankings:
-    """Rank each positive among its negatives. negatives: int64 (n, c); known: bool (n_items,)."""
+def rank_lists(
+    method: Method, cases: Cases, negatives: np.ndarray, known: np.ndarray, k: int
+) -> tuple[Rankings, np.ndarray]:
+    """Rank each positive among its negatives, and recommend.
+
+    negatives: int64 (n, c); known: bool (n_items,). Returns the rankings, and the k best of the pool, int64 (n, k).
+    """
     candidates = np.column_stack([cases.positives.astype(np.int64), negatives])
-    scores = _finite(method.score(cases.queries, candidates))
+    scores, recommended = method.answer(cases.queries, candidates, k)
+    scores = _finite(scores)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :_KEPT]
     items, found = (np.take_along_axis(array, order, 1) for array in (candidates, scores))
-    return _compare(scores, np.zeros(len(cases), np.int64), ~known[candidates], items, found)
+    return _compare(scores, np.zeros(len(cases), np.int64), ~known[candidates], items, found), recommended
 
 
 def rank_pool(method: Method, cases: Cases, pool: np.ndarray, known: np.ndarray) -> Iterator[tuple[slice, Rankings]]:

@@ -124,9 +124,8 @@ class Scores(Stage):
         say(f"{self.name}: fitted in {fitted - began:.1f} s")
         known = dataset.counts > 0
         if negatives is not None:
-            rankings = rank_lists(method, cases, negatives, known)
+            rankings, recommended = rank_lists(method, cases, negatives, known, max(self.config.evaluate.ks))
             took = time.perf_counter() - fitted
-            recommended, _ = method.recommend(cases.queries, max(self.config.evaluate.ks))
             table = rankings_table(log, cases, seed, rankings, recommended)
         else:
             tables, progress = [], Progress(self.name, len(cases), "cases")

@@ -82,6 +82,10 @@ class Method(ABC):
         items, scores = zip(*parts, strict=True) if parts else ((empty[0],), (empty[1],))
         return np.concatenate(items), np.concatenate(scores)
 
+    def answer(self, queries: Queries, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both at once, `score` of the candidates and the items of `recommend`: an engine need start only once."""
+        return self.score(queries, candidates), self.recommend(queries, k)[0]
+
 
 def masked(scores: np.ndarray, queries: Queries, pool: np.ndarray, exclude_seen: bool = True) -> np.ndarray:
     """Scores with -inf for what must not be recommended: float (n_queries, n_items)."""

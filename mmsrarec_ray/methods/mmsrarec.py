@@ -38,28 +38,30 @@ class MmsraRec(Method):
 
     def score_all(self, queries: Queries) -> np.ndarray:
         base = self.retrieval.score_all(queries)
-        short, _ = best(masked(base, queries, self.pool), self.config.rank.shortlist)
-        short_lists = [row[row >= 0] for row in short]
+        short = self._shortlists(queries, 0, True)
         out = base / (1 + np.abs(base))
-        for row, (items, scores) in enumerate(zip(short_lists, self._ask(queries, short_lists), strict=True)):
+        for row, (items, scores) in enumerate(zip(short, self._ask(queries, short), strict=True)):
             out[row, items] = _ABOVE + scores
         return out
 
     def recommend(self, queries: Queries, k: int, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """As every method's; the engine starts once for all queries."""
-        shortlist = max(k, self.config.rank.shortlist)
-        short = np.concatenate(
-            [np.zeros((0, shortlist), np.int64)]
-            + [
-                best(masked(self.retrieval.score_all(part), part, self.pool, exclude_seen), shortlist)[0]
-                for _, part in queries.chunks(chunk_of(len(self.pool)))
-            ]
+        short = self._shortlists(queries, k, exclude_seen)
+        return _ordered(short, self._ask(queries, short), k)
+
+    def answer(self, queries: Queries, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        short, count = self._shortlists(queries, k, True), candidates.shape[1]
+        found = self._ask(queries, [np.concatenate(pair) for pair in zip(candidates, short, strict=True)])
+        asked = np.array([scores[:count] for scores in found]).reshape(candidates.shape)
+        return asked, _ordered(short, [scores[count:] for scores in found], k)[0]
+
+    def _shortlists(self, queries: Queries, least: int, exclude_seen: bool) -> list[np.ndarray]:
+        """What retrieval finds for each query, at least so many where the pool has them."""
+        size = max(least, self.config.rank.shortlist)
+        chunks = (part for _, part in queries.chunks(chunk_of(len(self.pool))))
+        found = (
+            best(masked(self.retrieval.score_all(part), part, self.pool, exclude_seen), size)[0] for part in chunks
         )
-        scores = np.full(short.shape, -np.inf)
-        for row, found in enumerate(self._ask(queries, [row[row >= 0] for row in short])):
-            scores[row, : len(found)] = _ABOVE + found
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(short, order, 1), np.take_along_axis(scores, order, 1)
+        return [row[row >= 0] for rows in found for row in rows]
 
     def _ask(self, queries: Queries, candidates: list[np.ndarray]) -> list[np.ndarray]:
         settings, retriever = self.config.retrieve, self.retrieval.retriever
@@ -69,3 +71,13 @@ class MmsraRec(Method):
         recent = queries.histories.last(settings.history, -1)
         histories = [row[row >= 0] for row in recent]
         return score(self.config, self.catalogue, self.adapter, histories, neighbours, candidates)
+
+
+def _ordered(items: list[np.ndarray], scores: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each list: items int64 (n, k), -1 where there are fewer, and scores, -inf there."""
+    rows = np.full((len(items), k), -1, np.int64)
+    values = np.full((len(items), k), -np.inf)
+    for row, (each, found) in enumerate(zip(items, scores, strict=True)):
+        order = np.argsort(-found, kind="stable")[:k]
+        rows[row, : len(order)], values[row, : len(order)] = each[order], _ABOVE + found[order]
+    return rows, values

@@ -31,7 +31,8 @@ class Fixed(Method):
 
 
 def test_a_list_is_the_positive_and_its_negatives() -> None:
-    found = rank_lists(Fixed(SCORES), CASES, np.array([[1, 3, 4], [2, 4, 5]]), KNOWN)
+    found, recommended = rank_lists(Fixed(SCORES), CASES, np.array([[1, 3, 4], [2, 4, 5]]), KNOWN, 2)
+    np.testing.assert_array_equal(recommended, Fixed(SCORES).recommend(CASES.queries, 2)[0])
     assert found.ranks.greater.tolist() == [1, 0]
     assert found.ranks.equal.tolist() == [0, 3]
     assert found.ranks.others.tolist() == [3, 3]
@@ -58,7 +59,7 @@ def test_a_positive_outside_the_pool_is_ranked() -> None:
 def test_the_pool_as_a_list_gives_the_same_ranks() -> None:
     scores = np.random.default_rng(0).random((2, 6))
     ((_, pool),) = rank_pool(Fixed(scores), CASES, np.ones(6, bool), KNOWN)
-    lists = rank_lists(Fixed(scores), CASES, np.array([[1, 3, 4, 5], [2, 3, 4, 5]]), KNOWN)
+    lists, _ = rank_lists(Fixed(scores), CASES, np.array([[1, 3, 4, 5], [2, 3, 4, 5]]), KNOWN, 2)
     for name in ("greater", "equal", "others"):
         np.testing.assert_array_equal(getattr(pool.ranks, name), getattr(lists.ranks, name))
     np.testing.assert_array_equal(pool.unknown_above, lists.unknown_above)

@@ -43,6 +43,7 @@ def test_counting_on_microlens(ray_session: str, tmp_path: Path) -> None:
         method: Method = ItemKnn(config.methods.itemknn) if name == "itemknn" else Popularity()
         method.fit(dataset)
         negatives = draw_negatives(log, cases, pool, 20, 0)
-        measured = per_case(rank_lists(method, cases, negatives, dataset.counts > 0).ranks, (5,))
+        rankings, _ = rank_lists(method, cases, negatives, dataset.counts > 0, 5)
+        measured = per_case(rankings.ranks, (5,))
         found = [100 * measured[metric].mean() for metric in ("HR@5", "AUC", "NDCG@5")]
         assert found == pytest.approx(expected, abs=2.5), (pool_name, name)

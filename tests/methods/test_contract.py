@@ -41,7 +41,7 @@ def sequential(kind: str, run: str) -> Sequential:
 def retrieval(world: Dataset, run: str) -> Retrieval:
     method = sequential("sasrec", run)
     method.fit(world)
-    moments = last_cuts(world.train, None)
+    moments = last_cuts(world.train, 100)
     histories = moments.queries.histories
     table = Moments(histories.users, histories.lengths.astype(np.int32), moments.positives, moments.queries.now)
     index = MomentIndex.build(method.encoder.encode(moments.queries), table, Retrieve())

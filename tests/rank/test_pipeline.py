@@ -1,0 +1,117 @@
+"""The whole chain on a small shop: items in, keywords, neighbours, an adapter and a table out."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.data.parts import read_parts
+from mmsrarec_ray.data.shop.generate import item_row, shop_of
+from mmsrarec_ray.evaluate.stage import Evaluate
+from mmsrarec_ray.job import execute, plan
+from mmsrarec_ray.rank.tune import ADAPTER, CHECKPOINTS
+from mmsrarec_ray.store import Artefact, Run
+
+ITEMS, USERS = 40, 120
+SETTINGS = (
+    *("data.format=tables", "split.validation=0.2", "split.test=0.2", "train.threads=1"),
+    *("methods.sasrec.dim=16", "methods.sasrec.epochs=2", "methods.sasrec.heads=1"),
+    *("tune_recommender.batch_size=16", "tune_recommender.epochs=3", "tune_recommender.checkpoint_steps=5"),
+    *("tune_recommender.lora.rank=8", "tune_recommender.log_steps=1", "rank.shortlist=6"),
+    *("evaluate.methods=[popularity, mmsrarec]", "evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
+)
+
+
+class Killer(threading.Thread):
+    """Kills the training worker as soon as a whole checkpoint is there."""
+
+    def __init__(self, run: Path):
+        super().__init__(daemon=True)
+        self.run_folder, self.killed_after = run, 0
+
+    def run(self) -> None:
+        pattern = f"recommender/*/{CHECKPOINTS}/*/complete"
+        while not (whole := sorted(self.run_folder.glob(pattern))):
+            time.sleep(0.02)
+        ours = psutil.Process(os.getpid()).children(recursive=True)
+        (worker,) = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+        self.killed_after = int(whole[-1].parent.name)
+        worker.kill()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder, shop, rng = tmp_path_factory.mktemp("pipeline"), shop_of(3, 1200), np.random.default_rng(0)
+    (folder / "data").mkdir()
+    pq.write_table(
+        pa.Table.from_pylist([item_row(shop, index) for index in range(ITEMS)]), folder / "data" / "items.parquet"
+    )
+    histories = [rng.permutation(ITEMS)[: rng.integers(4, 9)] for _ in range(USERS)]
+    rows = [
+        {"user_id": f"u{user:03d}", "item_id": f"item-{item:05d}", "timestamp": place}
+        for user, history in enumerate(histories)
+        for place, item in enumerate(history)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "interactions.parquet")
+    return load(None, [f"data.path={folder / 'data'}", f"run={folder / 'run'}", *SETTINGS])
+
+
+@pytest.fixture(scope="module")
+def done(ray_session: str, config: Config) -> dict[str, Artefact]:
+    """All artefacts; the worker that tunes is killed after its first checkpoint."""
+    killer = Killer(Path(config.run))
+    killer.start()
+    execute(Evaluate(config), Run.at(config.run))
+    assert killer.killed_after
+    run = Run.at(config.run)
+    names = ("dataset", "keywords", "retriever", "recommender", "scores/mmsrarec", "evaluation")
+    return {name: run.published(name)[0] for name in names}
+
+
+def test_the_report_has_our_row(done: dict[str, Artefact], config: Config) -> None:
+    report: dict[str, Any] = json.loads((Path(config.run) / "evaluation" / "report.json").read_text())
+    rows = {row["method"]: row for row in report["rows"]}
+    assert rows["mmsrarec"]["kind"] == "ours"
+    assert 0 <= rows["mmsrarec"]["AUC"]["value"] <= 1
+    assert rows["mmsrarec"]["against_best_baseline"]["baseline"] == "popularity"
+    made = sum(done[name].manifest.seconds for name in ("keywords", "retriever", "recommender"))
+    assert rows["mmsrarec"]["seconds_fit"] >= made
+
+
+def test_examples_are_positives_and_negatives_that_the_user_never_touched(done: dict[str, Artefact]) -> None:
+    counts = done["recommender"].manifest.counts
+    assert (counts["train_contexts"], counts["train_examples"]) == (72, 144)
+    columns = ["user_id", "cut", "item_id", "prompt", "answer"]
+    examples = read_parts(done["recommender"].folder / "examples" / "train", columns).to_pylist()
+    touched = read_parts(done["dataset"].folder / "interactions", ["user_id", "item_id", "position"]).to_pylist()
+    of_user = {(row["user_id"], row["position"]): row["item_id"] for row in touched}
+    owned = {(row["user_id"], row["item_id"]) for row in touched}
+    for example in examples:
+        positive = of_user[example["user_id"], example["cut"]] == example["item_id"]
+        assert example["answer"] == ("yes" if positive else "no")
+        assert positive or (example["user_id"], example["item_id"]) not in owned
+        assert example["prompt"].startswith("<|im_start|>user\nUser history, oldest first:\n")
+    assert sum(example["answer"] == "yes" for example in examples) == 72
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint(done: dict[str, Artefact]) -> None:
+    facts, folder = done["recommender"].manifest.metrics, done["recommender"].folder
+    assert facts["resumed_at"] >= 5
+    assert facts["steps"] == 27  # 144 examples, 16 a step, 3 epochs
+    assert CHECKPOINTS not in folder.folders()
+    assert (folder / ADAPTER).exists("adapter_model.safetensors")
+
+
+def test_nothing_runs_twice(done: dict[str, Artefact], config: Config) -> None:
+    assert {step.status for step in plan(Evaluate(config), Run.at(config.run))} == {"up to date"}
