@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from mmsrarec_ray.config import Evaluate
 from mmsrarec_ray.data.log import Cases, Log
+from mmsrarec_ray.data.negatives import untouched
 from mmsrarec_ray.data.schemas import LISTS
 from mmsrarec_ray.data.splits import hashes
 from mmsrarec_ray.errors import ConfigError, InputError
@@ -34,16 +35,13 @@ def draw_negatives(log: Log, cases: Cases, pool: np.ndarray, count: int, seed: i
     users = cases.queries.histories.users
     keys = hashes(log.users.take(pa.array(users)).to_pylist(), seed, "negatives")
     for row, user in enumerate(users):
-        touched = log.sequences[user]
-        drawn = min(len(items), count + len(touched))
-        tried = items[np.random.default_rng(keys[row]).choice(len(items), drawn, replace=False)]
-        fresh = tried[~np.isin(tried, touched)]
+        fresh = untouched(items, log.sequences[user], count, int(keys[row]))
         if len(fresh) < count:
             raise ConfigError(
                 f"evaluate.negatives: {count} items that a user never touched are needed; the pool of "
                 f"{len(items)} has {len(fresh)} for user {log.users[user]}."
             )
-        out[row] = fresh[:count]
+        out[row] = fresh
     return out
 
 

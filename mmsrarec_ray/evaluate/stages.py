@@ -23,7 +23,7 @@ from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.progress import Progress, say
 from mmsrarec_ray.store import Artefact, Folder
 
-_LOG = ("data/log", "data/schemas", "data/parts", "data/splits")
+_LOG = ("data/log", "data/schemas", "data/parts", "data/splits", "data/negatives")
 
 
 class Lists(Stage):

@@ -14,6 +14,7 @@ import ray
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables
 from mmsrarec_ray.data.log import Log
+from mmsrarec_ray.data.negatives import untouched
 from mmsrarec_ray.data.parts import write_part
 from mmsrarec_ray.data.splits import hashes
 from mmsrarec_ray.errors import InputError
@@ -99,9 +100,7 @@ class _Write:
         """Raises InputError where the core has too few items that the user never touched."""
         wanted = self.settings.negatives
         key = int(hashes([f"{user_id}\0{cut}"], self.settings.seed, "example")[0])
-        drawn = min(len(self.core), wanted + len(touched))
-        tried = self.core[np.random.default_rng(key).choice(len(self.core), drawn, replace=False)]
-        fresh = tried[~np.isin(tried, touched)][:wanted]
+        fresh = untouched(self.core, touched, wanted, key)
         if len(fresh) < wanted:
             raise InputError(
                 f"tune_recommender.negatives: {wanted} core items that a user never touched are needed; user {user_id} "

@@ -29,7 +29,16 @@ class TuneRecommender(Stage):
     artefact: ClassVar[str] = "recommender"
     code: ClassVar[tuple[str, ...]] = (
         *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/examples", "rank/tune", "workers"),
-        *("models/load", "data/log", "data/parts", "data/frames", "data/images", "summarize/prompts"),
+        *(
+            "models/load",
+            "data/log",
+            "data/negatives",
+            "data/splits",
+            "data/parts",
+            "data/frames",
+            "data/images",
+            "summarize/prompts",
+        ),
     )
 
     def requires(self) -> list[Stage]:

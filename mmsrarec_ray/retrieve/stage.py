@@ -36,7 +36,7 @@ class Retrieve(Stage):
 
     name: ClassVar[str] = "retrieve"
     artefact: ClassVar[str] = "retriever"
-    code: ClassVar[tuple[str, ...]] = ("retrieve", "data/log", "data/splits", "data/schemas", "data/parts")
+    code: ClassVar[tuple[str, ...]] = ("retrieve", "workers", "data/log", "data/splits", "data/schemas", "data/parts")
 
     def requires(self) -> list[Stage]:
         return [Prepare(self.config)]

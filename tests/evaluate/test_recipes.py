@@ -10,7 +10,12 @@ import pytest
 
 import mmsrarec_ray
 from mmsrarec_ray.config import MethodName, load
+from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.evaluate.stages import Scores
+from mmsrarec_ray.job import Stage
+from mmsrarec_ray.rank.stage import TuneRecommender
+from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.summarize.stage import Summarize
 
 PACKAGE = Path(mmsrarec_ray.__file__).parent
 CONFIG = load(None, ["data.format=shop", "run=/nowhere"])
@@ -37,11 +42,27 @@ def files(code: tuple[str, ...]) -> set[str]:
 @pytest.mark.parametrize("method", get_args(MethodName))
 def test_the_code_behind_a_score_is_all_that_it_imports(method: str) -> None:
     stage = Scores(CONFIG, method)
-    upstream = {module for need in stage.requires() for module in files(need.code)}  # their artefacts are inputs
-    named = files(stage.code)
-    reached, waiting = set(), set(files(stage.recipe.code)) - {"evaluate/recipes"}
+    assert reached(files(stage.recipe.code) - {"evaluate/recipes"}) <= files(stage.code) | upstream(stage)
+
+
+@pytest.mark.parametrize("stage", [Prepare, Summarize, Retrieve, TuneRecommender])
+def test_the_code_behind_an_artefact_is_all_that_it_imports(stage: type[Stage]) -> None:
+    made = stage(CONFIG)
+    found = reached(files(made.code)) - files(made.code)
+    # The stages before are named in the code of the stage itself, and their artefacts are inputs.
+    assert found <= upstream(made)
+
+
+def upstream(stage: Stage) -> set[str]:
+    """Modules behind the artefacts that a stage reads, directly or not."""
+    return {module for need in stage.requires() for module in files(need.code) | upstream(need)}
+
+
+def reached(modules: set[str]) -> set[str]:
+    """These and all that they import."""
+    found, waiting = set[str](), set(modules)
     while waiting:
         module = waiting.pop()
-        reached.add(module)
-        waiting |= imports(module) - reached - BESIDE
-    assert reached <= named | upstream
+        found.add(module)
+        waiting |= imports(module) - found - BESIDE
+    return found
