@@ -4,7 +4,8 @@
 
 Each trial learns from the training users; one half of the validation users stops its epochs and fits the fusions, the
 other half judges it: by the expected NDCG@5 among 20 uniform negatives of the known items, whatever the protocol. Test
-users are never looked at. The first trial is what the configuration says, the others are drawn from the method's space.
+users are never looked at. The encoder of `retrieval` alone stops on all of them: its trials compare with one another,
+not with the other methods. The first trial is what the configuration says, the others come from the method's space.
 Encoders and retrievers that the run folder has already are not trained again, so a search that was killed goes on.
 Prints the best settings as words for a job.
 """
@@ -29,12 +30,14 @@ from mmsrarec_ray.data.splits import hashes
 from mmsrarec_ray.evaluate.lists import pool_of
 from mmsrarec_ray.evaluate.rank import rank_pool
 from mmsrarec_ray.evaluate.recipes import recipe_of
+from mmsrarec_ray.evaluate.stages import Scores
 from mmsrarec_ray.job import Stage, connect, execute
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.retrieve.validate import expected_ndcg
 from mmsrarec_ray.store import Artefact, Run, code_fingerprint, fingerprint
 
+_VERSION = 2  # of how trials are judged
 # Softmax over all 11,896 items of MicroLens takes ten times as long as over 1,024 and was no better; a learning rate of
 # 5e-4 needs three times the epochs and was no better either.
 _ENCODER: dict[str, list[Any]] = {
@@ -137,10 +140,12 @@ def main() -> int:
             chosen = settings_of(method, trial)
             config = load(options.config, [*options.settings, *words(method, chosen)])
             recipe = recipe_of(method, config)
-            decides = [prepared.manifest.digest, recipe.settings, code_fingerprint(recipe.code)]
+            inputs = {"dataset": prepared} | {need.artefact: made(need) for need in recipe.requires}
+            reads = {name: artefact.manifest.digest for name, artefact in inputs.items()}
+            code = code_fingerprint((*Scores.code, *recipe.code))
+            decides = [reads, recipe.settings, recipe.engine(), code, _VERSION]
             key = f"{method} {trial} {fingerprint(decides)}"
             if key not in tried:
-                inputs = {"dataset": prepared} | {need.artefact: made(need) for need in recipe.requires}
                 found = judge(recipe.build(0, log, inputs), dataset, judging)
                 tried[key] = {"method": method, "settings": chosen, **found}
                 options.out.write_text(json.dumps(tried, indent=2))

@@ -182,7 +182,7 @@ class Summarize(Settings):
 
 
 class Train(Settings):
-    """Ray Train: the workers that train sequence encoders."""
+    """Ray Train: the workers that train sequence encoders and the recommender."""
 
     workers: PositiveInt = 1
     """They divide each step's users; other numbers of workers give other weights."""
@@ -193,7 +193,7 @@ class Train(Settings):
     gpu: bool = False
     """A GPU for each worker."""
     checkpoint_steps: PositiveInt = 200
-    """Steps between checkpoints: what a killed worker repeats at most."""
+    """Steps between checkpoints of an encoder: what a killed worker repeats at most."""
     max_failures: NonNegativeInt = 3
     """Times a fit is taken up again from its checkpoint when a worker dies."""
 
@@ -293,6 +293,7 @@ class Lora(Settings):
     alpha: PositiveInt = 32
     """The adapter's output counts alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the adapter's inputs that are dropped in training."""
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """The linear layers of each block that are adapted."""
 
@@ -306,6 +307,7 @@ class TuneRecommender(Settings):
     negatives: PositiveInt = 1
     """Uniform negatives beside each positive (the paper's: 1)."""
     epochs: PositiveFloat = 1.0
+    """Passes over the examples."""
     batch_size: PositiveInt = 32
     """Examples in a step, over all workers."""
     micro_batch_size: PositiveInt = 32
@@ -313,14 +315,17 @@ class TuneRecommender(Settings):
     learning_rate: PositiveFloat = 2e-4
     """Of AdamW, after a warm-up, falling by a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW."""
     warmup: Fraction = 0.05
     """Share of the steps."""
     deepspeed: Literal["off", "zero1", "zero2", "zero3"] = "off"
     """How optimizer, gradients and weights are divided over the workers."""
     gradient_checkpointing: bool = False
+    """Work hidden states out again in the backward pass: less memory, more time."""
     checkpoint_steps: PositiveInt = 100
     """Steps between checkpoints: what a killed worker repeats at most."""
     log_steps: PositiveInt = 10
+    """Steps between lines that say where training stands."""
 
 
 class ItemKnn(Settings):
@@ -443,7 +448,8 @@ class Evaluate(Settings):
     negatives: PositiveInt = 20
     """`paper`: negatives a user."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
-    """Each draws other negatives and trains the trained methods anew; figures are means over them."""
+    """Each draws other negatives and trains the trained methods anew, but for `retrieval` and `mmsrarec`, which have
+    seeds of their own; figures are means over them."""
     methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("random", "popularity", "itemknn")
     """What is compared; docs/evaluation.md describes each."""
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
@@ -619,6 +625,13 @@ def _check_across(config: Config) -> None:
         problems.append(
             f"retrieve.pq_bytes: must divide methods.{config.retrieve.encoder}.dim ({dim}). "
             f"Got {config.retrieve.pq_bytes}."
+        )
+    tune, workers = config.tune_recommender, config.train.workers
+    each = tune.batch_size // workers
+    if tune.batch_size % workers or each % min(each, tune.micro_batch_size):
+        problems.append(
+            f"tune_recommender.batch_size: must be a multiple of train.workers ({workers}), and each worker's share "
+            f"one of micro_batch_size ({tune.micro_batch_size}) where it is larger. Got {tune.batch_size}."
         )
     if len(set(config.evaluate.seeds)) < len(config.evaluate.seeds):
         problems.append(f"evaluate.seeds: each may stand once. Got {list(config.evaluate.seeds)}.")

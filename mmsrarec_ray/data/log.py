@@ -1,6 +1,7 @@
 """A dataset's interactions as arrays: what sequence encoders, retrieval, methods and evaluation work on.
 
-About 13 bytes an interaction and the ids: a billion interactions are 13 GB. Items and users are numbered in the
+About 13 bytes an interaction, 12 more where training sequences are asked for, and the ids: a billion interactions are
+25 GB. Items and users are numbered in the
 order of their ids, so equal datasets give equal numbers.
 """
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mmsrarec_ray.data.log import Cases, Log
 from mmsrarec_ray.data.schemas import RANKINGS
 from mmsrarec_ray.evaluate.metrics import Ranks
-from mmsrarec_ray.methods.base import Method, best, chunk_of, masked
+from mmsrarec_ray.methods.base import Method, best, masked
 
 _KEPT = 100  # best items of a case that are stored
 
@@ -52,8 +52,8 @@ def rank_pool(method: Method, cases: Cases, pool: np.ndarray, known: np.ndarray)
 
     A positive outside the pool is ranked all the same.
     """
-    for rows, queries in cases.queries.chunks(chunk_of(len(pool))):
-        scores, positives = _finite(method.score_all(queries)), cases.positives[rows].astype(np.int64)
+    for rows, queries, scores in method.score_chunks(cases.queries):
+        scores, positives = _finite(scores), cases.positives[rows].astype(np.int64)
         places = np.arange(len(queries))
         mine = scores[places, positives]
         scores = masked(scores, queries, pool)

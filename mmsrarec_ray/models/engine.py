@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmsrarec_ray.config import Config
+from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
 
 ERROR = "__inference_error__"
@@ -40,3 +41,28 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
         detokenize_stage=off,
     )
     return build_processor(processor, postprocess=answer)
+
+
+def engine_resources(config: Config) -> dict[str, Any]:
+    """What asking in bulk takes, for a plan: engines, preprocessing actors and one reading task."""
+    e = config.engine
+    engines = f"{e.concurrency} engine(s) of {e.cpus:g} CPU and {e.gpus} GPU"
+    return {"engines": engines, "CPU": engine_cpus(config), "GPU": e.concurrency * e.gpus}
+
+
+def engine_cpus(config: Config) -> float:
+    """Logical CPUs without which asking in bulk would wait for ever."""
+    e = config.engine
+    return e.concurrency * e.cpus + e.preprocess_concurrency + 1
+
+
+def require_cpus(stage: str, needed: float) -> None:
+    """Raises ConfigError where the cluster has fewer logical CPUs than a stage's actors hold. Ray must be connected."""
+    import ray
+
+    there = ray.cluster_resources().get("CPU", 0)
+    if there < needed:
+        raise ConfigError(
+            f"the actors of {stage} hold {needed:g} logical CPUs and the cluster has {there:g}: it would wait for "
+            f"ever. Set ray.num_cpus={needed:g} or more, or start the cluster with `ray start --head --num-cpus=…`."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,15 @@ class Asker:
         self.spoken = spoken_answers(self.tokenizer)
         self.answers = tuple(self.tokenizer.encode(each, add_special_tokens=False)[0] for each in self.spoken.values())
 
+    @cached_property
+    def picture_tokens(self) -> int:
+        """By how many tokens a picture of the largest size makes a question longer than its mark."""
+        size = self.config.model.image_size
+        turn = [{"role": "user", "content": content("", "", True)}]
+        text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
+        whole = self.processor(text=[text], images=[[Image.new("RGB", (size, size))]], add_special_tokens=False)
+        return len(whole["input_ids"][0]) - len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def user(self, history: np.ndarray | Sequence[int], neighbours: np.ndarray | Sequence[int]) -> str:
         """The part that a user's candidates share. Both hold numbers of items; history: the newest last."""
         return user_part(self.catalogue.lines(history), self.catalogue.lines(neighbours))
@@ -53,9 +63,10 @@ class Asker:
     def tokens(self, question: Question) -> list[int]:
         """As the engine reads it. Raises InputError where it does not fit the model with an answer."""
         tokens = self.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
-        if len(tokens) >= self.config.model.max_model_len:
+        length = len(tokens) + (self.picture_tokens if question.image is not None else 0)
+        if length >= self.config.model.max_model_len:
             raise InputError(
-                f"a question has {len(tokens)} tokens: model.max_model_len, {self.config.model.max_model_len}, must be "
+                f"a question has {length} tokens: model.max_model_len, {self.config.model.max_model_len}, must be "
                 "larger, or retrieve.history, retrieve.neighbours or rank.max_text_chars smaller."
             )
         return tokens
@@ -69,7 +80,7 @@ class Asker:
             return None
         try:
             return load_image(self.catalogue.item(number), self.limits, self.config.model.image_size)
-        except (ImageError, OSError):
+        except (ImageError, FileNotFoundError):
             return None
 
     def _said(self, number: int) -> str:

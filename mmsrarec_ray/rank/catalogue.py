@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmsrarec_ray.data.parts import read_parts
+from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.rank.prompts import CandidateForm
 from mmsrarec_ray.store import Folder
 
@@ -36,9 +37,11 @@ class Catalogue:
 
     @classmethod
     def read(cls, dataset: Folder, keywords: Folder, form: CandidateForm) -> Catalogue:
-        """From a published dataset and its keywords."""
+        """From a published dataset and its keywords. Raises InputError where no item has keywords."""
         items = read_parts(dataset / "items", ["item_id", *_SHOWN[form]]).sort_by("item_id").combine_chunks()
         said = read_parts(keywords / "items", ["item_id", "image_keywords", "text_keywords"])
+        if not said.num_rows:
+            raise InputError(f"{keywords.path}: no item has keywords; the failures of `summarize` tell why.")
         lines = pa.array([line(*each) for each in zip(*_columns(said), strict=True)], pa.string())
         places = pc.index_in(items["item_id"], value_set=said["item_id"].combine_chunks())
         words = pc.fill_null(lines.take(places.combine_chunks()), "")

@@ -88,9 +88,9 @@ class _Write:
         user = self.asker.user(self._numbers(context["history"]), self._numbers(neighbours))
         candidates = [int(whole[cut]), *self._negatives(user_id, cut, whole)]
         for number, answer in zip(candidates, [YES] + [NO] * len(candidates), strict=False):
-            prompt = self.asker.question(user, number).prompt
-            item = self.catalogue.ids[number].as_py()
-            values = (user_id, cut, item, prompt, answer, number)
+            question = self.asker.question(user, number)
+            self.asker.tokens(question)  # refuses now what would not fit when it is scored
+            values = (user_id, cut, self.catalogue.ids[number].as_py(), question.prompt, answer, number)
             yield dict(zip(EXAMPLES.names, values, strict=True))
 
     def _numbers(self, ids: list[str]) -> np.ndarray:

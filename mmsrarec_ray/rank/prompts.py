@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from mmsrarec_ray.errors import ConfigError
 
-PROMPT_VERSION = "1"
 YES, NO = "yes", "no"
 
 CandidateForm = Literal["image", "text", "keywords"]

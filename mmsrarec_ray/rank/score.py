@@ -17,7 +17,7 @@ import ray
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables
-from mmsrarec_ray.models.engine import ERROR, asked
+from mmsrarec_ray.models.engine import ERROR, asked, engine_cpus, require_cpus
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
@@ -46,10 +46,11 @@ def score(
     histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`;
     adapter: the local folder of a LoRA adapter, None for the model as it is. Ray must be connected. Raises
     RuntimeError with the engine's message where a candidate could not be scored, InputError where a question does not
-    fit the model.
+    fit the model, ConfigError where the cluster is too small.
     """
     if not candidates:
         return []
+    require_cpus("mmsrarec", engine_cpus(config))
     columns = [list(range(len(candidates))), histories, neighbours, candidates]
     table = pa.table(dict(zip(_TASK.names, columns, strict=True)), schema=_TASK)
     blocks = max(1, sum(map(len, candidates)) // _REQUESTS)

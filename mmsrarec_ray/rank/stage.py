@@ -9,11 +9,12 @@ from mmsrarec_ray import workers
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.models.engine import require_cpus
 from mmsrarec_ray.models.load import fingerprint, source
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.examples import write_examples
-from mmsrarec_ray.rank.tune import ADAPTER, CHECKPOINTS, FACTS, Task, work
+from mmsrarec_ray.rank.tune import CHECKPOINTS, FACTS, Task, work
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
@@ -29,16 +30,8 @@ class TuneRecommender(Stage):
     artefact: ClassVar[str] = "recommender"
     code: ClassVar[tuple[str, ...]] = (
         *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/examples", "rank/tune", "workers"),
-        *(
-            "models/load",
-            "data/log",
-            "data/negatives",
-            "data/splits",
-            "data/parts",
-            "data/frames",
-            "data/images",
-            "summarize/prompts",
-        ),
+        *("data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
+        *("models/load", "models/engine", "summarize/prompts"),
     )
 
     def requires(self) -> list[Stage]:
@@ -50,19 +43,24 @@ class TuneRecommender(Stage):
             "model": c.model.model_dump() | {"source": fingerprint(c.model)},
             "rank": c.rank.model_dump(exclude={"shortlist"}),
             "tune_recommender": c.tune_recommender.model_dump(exclude={"log_steps", "checkpoint_steps"}),
-            "workers": c.train.workers,
+            "workers": [c.train.workers, c.train.gpu],
             "images": [c.data.max_image_bytes, c.data.max_image_pixels],
         }
 
     def engine(self) -> dict[str, Any]:
         from importlib.metadata import version
 
-        return {"name": "trl", **{library: version(library) for library in ("trl", "peft", "transformers", "torch")}}
+        libraries = ("trl", "peft", "transformers", "accelerate", "deepspeed", "torch")
+        return {"name": "trl", **{library: version(library) for library in libraries}}
 
     def resources(self) -> dict[str, Any]:
         t = self.config.train
         each = f"{t.workers} worker(s) of {t.cpus:g} CPU" + (" and 1 GPU" if t.gpu else "")
-        return {"training": each, "CPU": t.workers * t.cpus, "GPU": t.workers * int(t.gpu)}
+        return {"training": each, "CPU": max(t.workers * t.cpus, self._cpus()), "GPU": t.workers * int(t.gpu)}
+
+    def _cpus(self) -> float:
+        """Logical CPUs without which the writing of examples would wait for ever: writers, one reading task."""
+        return self.config.engine.preprocess_concurrency + 1
 
     def check(self) -> None:
         source(self.config.model)
@@ -70,6 +68,7 @@ class TuneRecommender(Stage):
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         import ray
 
+        require_cpus(self.name, self._cpus())
         if self.fresh:
             out.clear()
         log = read_log(inputs["dataset"].folder)
@@ -84,17 +83,14 @@ class TuneRecommender(Stage):
             counts |= {f"{split}_contexts": done["contexts"], f"{split}_examples": done["examples"]}
         train, validation = (counts[f"{split}_examples"] for split in _SPLITS)
         say(f"tune_recommender: {train:,} examples, {validation:,} for validation")
-        task = Task(self.config, catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
-        workers.run("tune_recommender", work, {"task": ray.put(task)}, self.config.train)
+        if not out.exists(FACTS):  # else a run was killed when all but the manifest was there
+            task = Task(self.config, catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
+            workers.run("tune_recommender", work, {"task": ray.put(task)}, self.config.train)
         facts = json.loads(out.read_bytes(FACTS))
         (out / CHECKPOINTS).remove()
+        out.filesystem.delete_file(out.file(FACTS))  # equal weights shall be an equal artefact; the manifest has them
         say(
             f"tune_recommender: {facts['steps']:,} steps, loss {facts['train_loss']:.4f}, on validation users "
             f"{facts['validation_loss']:.4f} with {facts['validation_accuracy']:.1%} of the answers right"
         )
         return Outcome(counts, facts)
-
-
-def adapter_of(recommender: Folder) -> Folder:
-    """Where the adapter of a published recommender lies."""
-    return recommender / ADAPTER

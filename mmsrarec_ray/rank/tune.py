@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.store import Folder
 
 ADAPTER, CHECKPOINTS, FACTS = "adapter", "checkpoints", "training.json"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # equal weights give equal bytes
 _COMPLETE = "complete"
 _KEPT_CHECKPOINTS = 2
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -64,18 +66,19 @@ class _Tuning:
         resume, step = _newest(self.task.out / CHECKPOINTS, self.scratch / "resume")
         if resume:
             self.report(f"tune_recommender: goes on from step {step:,}")
-        trained = trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=resume)
         judged = trainer.evaluate()
         trainer.save_model(str(self.scratch / ADAPTER))
         if self.rank == 0:
-            _upload(self.scratch / ADAPTER, self.task.out / ADAPTER)
+            for name in _ADAPTER_FILES:
+                (self.task.out / ADAPTER).write_bytes(name, (self.scratch / ADAPTER / name).read_bytes())
+            losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
             facts = {
                 "steps": trainer.state.global_step,
                 "resumed_at": step,
-                "train_loss": trained.training_loss,
+                "train_loss": sum(losses) / max(1, len(losses)),
                 "validation_loss": judged["eval_loss"],
                 "validation_accuracy": judged["eval_mean_token_accuracy"],
-                "seconds": round(trained.metrics["train_runtime"], 1),
             }
             self.task.out.write_bytes(FACTS, json.dumps(facts, indent=2).encode())
 
@@ -109,13 +112,13 @@ class _Tuning:
         from trl import SFTConfig
 
         s, train = self.settings, self.task.config.train
-        each = max(1, s.batch_size // self.size)
+        each = s.batch_size // self.size
         micro = min(each, s.micro_batch_size)
         return SFTConfig(
             output_dir=str(self.scratch / "output"),
             per_device_train_batch_size=micro,
             per_device_eval_batch_size=micro,
-            gradient_accumulation_steps=max(1, each // micro),
+            gradient_accumulation_steps=each // micro,
             num_train_epochs=s.epochs,
             learning_rate=s.learning_rate,
             weight_decay=s.weight_decay,
@@ -168,6 +171,7 @@ class _Tuning:
                 kept = tuning.task.out / CHECKPOINTS / f"{state.global_step:09d}"
                 if local.exists():
                     _upload(local, kept)
+                    shutil.rmtree(local)
                 if torch.distributed.is_initialized():
                     torch.distributed.barrier()
                 if tuning.rank == 0:

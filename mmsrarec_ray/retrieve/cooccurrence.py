@@ -69,6 +69,8 @@ class Cooccurrence:
         own: the training sequences of some users, empty for one that is not a training user; rows: int64 (p,), the
         row of `own` whose user asks for a pair; before, after: int64 (p,), items.
         """
+        if not len(before):
+            return np.zeros(0, np.int64)
         n = self.count.shape[0]
         row, first, then, _ = pairs(own, self.window)
         keys, times = np.unique((row * n + first) * n + then, return_counts=True)

@@ -230,7 +230,9 @@ class MomentIndex:
             answered, rows, similarity = self._fetch_once(queries, k, fetched)
             if answered.all():
                 return rows, similarity
-            pending = self._fetch_more(queries, k, 4 * fetched, np.flatnonzero(~answered), rows, similarity)
+            pending = np.flatnonzero(~answered)
+            if self.kind != "exact":  # there all of the index was compared: a scan is as cheap as a second search
+                pending = self._fetch_more(queries, k, 4 * fetched, pending, rows, similarity)
         else:
             rows, similarity = _nothing(len(queries), k)
             pending = self._fetch_more(queries, k, fetched, np.arange(len(queries)), rows, similarity)
@@ -258,7 +260,7 @@ class MomentIndex:
             if len(tried):
                 answered, rows[tried], similarity[tried] = self._fetch_once(queries.take(tried), k, fetched)
                 pending = np.concatenate([pending[~likely], tried[~answered]])
-            if self.kind == "exact":  # all of the index was compared: a scan is as cheap as a second search
+            if self.kind == "exact":  # as above
                 return pending
             fetched *= 4
         return pending

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from mmsrarec_ray.data.prepare import Prepare
-from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.models.engine import engine_cpus, engine_resources, require_cpus
 from mmsrarec_ray.models.load import engine_identity, fingerprint, source
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, Folder, Run
@@ -45,20 +45,13 @@ class Summarize(Stage):
         return engine_identity(self.config.engine)
 
     def resources(self) -> dict[str, Any]:
-        e = self.config.engine
-        engines = f"{e.concurrency} engine(s) of {e.cpus:g} CPU and {e.gpus} GPU"
-        return {"engines": engines, "CPU": self._cpus(), "GPU": e.concurrency * e.gpus}
-
-    def _cpus(self) -> float:
-        """Logical CPUs without which the pipeline would wait for ever: engines, renderers, one reading task."""
-        e = self.config.engine
-        return e.concurrency * e.cpus + e.preprocess_concurrency + 1
+        return engine_resources(self.config)
 
     def check(self) -> None:
         source(self.config.model)
 
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
-        _require_cpus(self._cpus())
+        require_cpus(self.name, engine_cpus(self.config))
         dataset = inputs["dataset"].folder
         items = Items(dataset, finish.parquet_files(dataset / "items"))
         recipe = Recipe(fingerprint(self.config.model), prompt_version(self.config))
@@ -83,17 +76,6 @@ class Summarize(Stage):
             if (made["model"], made["prompt_version"]) == (recipe.model, recipe.prompt_version):
                 return artefact
         return None
-
-
-def _require_cpus(needed: float) -> None:
-    import ray
-
-    there = ray.cluster_resources().get("CPU", 0)
-    if there < needed:
-        raise ConfigError(
-            f"the stages of summarize hold {needed:g} logical CPUs and the cluster has {there:g}: it would wait for "
-            f"ever. Set ray.num_cpus={needed:g} or more, or start the cluster with `ray start --head --num-cpus=…`."
-        )
 
 
 def _known_files(earlier: Artefact | None, staging: Folder) -> list[str]:

@@ -16,10 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmsrarec_ray.config import Config, load
-from mmsrarec_ray.data.parts import read_parts
+from mmsrarec_ray.data.log import read_log
+from mmsrarec_ray.data.parts import read_part, read_parts
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
+from mmsrarec_ray.evaluate.recipes import recipe_of
 from mmsrarec_ray.evaluate.stage import Evaluate
 from mmsrarec_ray.job import execute, plan
+from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.rank.tune import ADAPTER, CHECKPOINTS
 from mmsrarec_ray.store import Artefact, Run
 
@@ -111,6 +114,23 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(done: dict[str, Artefact]) 
     assert facts["steps"] == 27  # 144 examples, 16 a step, 3 epochs
     assert CHECKPOINTS not in folder.folders()
     assert (folder / ADAPTER).exists("adapter_model.safetensors")
+
+
+def test_the_whole_catalogue_is_ranked_below_the_shortlist(done: dict[str, Artefact], config: Config) -> None:
+    log = read_log(done["dataset"].folder)
+    cases = log.cases("test").take(np.arange(5))
+    method = recipe_of("mmsrarec", config).build(0, log, done)
+    method.fit(Dataset(log.n_items, log.train(), log.cases("validation"), log.in_core))
+    scores = method.score_all(cases.queries)
+    assert scores.shape == (5, ITEMS)
+    assert ((scores > 1).sum(1) == 6).all()  # rank.shortlist, above all that retrieval alone put in order
+    assert np.isfinite(scores).all()
+    for row, history in enumerate(cases.queries.histories):
+        assert not set(history) & set(np.flatnonzero(scores[row] > 1))
+    asked = read_part(done["scores/mmsrarec"].folder, "seed-0.parquet").slice(0, 5)["recommended"].to_pylist()
+    for row, items in enumerate(asked):
+        found = log.items.take(pa.array(np.argsort(-scores[row])[:5])).to_pylist()
+        assert found == items[:5]
 
 
 def test_nothing_runs_twice(done: dict[str, Artefact], config: Config) -> None:

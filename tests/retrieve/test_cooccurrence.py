@@ -48,6 +48,11 @@ def test_a_user_s_own_pairs_are_left_out() -> None:
     )
 
 
+def test_where_no_pair_is_asked_there_is_no_count() -> None:
+    nothing = np.zeros(0, np.int64)
+    assert Cooccurrence.of(SEQUENCES, 4, window=2).without(Sequences.of([[]]), nothing, nothing, nothing).shape == (0,)
+
+
 def test_nobody_has_no_pairs() -> None:
     assert Cooccurrence.of(Sequences.of([]), 3, window=5).count.shape == (3, 3)
     assert Cooccurrence.of(Sequences.of([[1], []]), 3, window=5).count.nnz == 0
