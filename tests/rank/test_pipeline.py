@@ -31,7 +31,7 @@ SETTINGS = (
     *("data.format=tables", "split.validation=0.2", "split.test=0.2", "train.threads=1"),
     *("methods.sasrec.dim=16", "methods.sasrec.epochs=2", "methods.sasrec.heads=1"),
     *("tune_recommender.batch_size=16", "tune_recommender.epochs=3", "tune_recommender.checkpoint_steps=5"),
-    *("tune_recommender.lora.rank=8", "tune_recommender.log_steps=1", "rank.shortlist=6"),
+    *("tune_recommender.lora.rank=8", "tune_recommender.log_steps=1", "rank.shortlist=6", "rank.candidate=keywords"),
     *("evaluate.methods=[popularity, mmsrarec]", "evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
 )
 

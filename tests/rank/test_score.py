@@ -48,16 +48,16 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def config(form: str, *settings: str) -> Config:
-    words = ["data.format=shop", "run=/nowhere", f"rank.candidate={form}", "tune_recommender.lora.rank=8"]
-    return load(None, [*words, "engine.batch_size=16", *settings])
+def config() -> Config:
+    words = ["data.format=shop", "run=/nowhere", "rank.candidate=image", "tune_recommender.lora.rank=8"]
+    return load(None, [*words, "engine.batch_size=16"])
 
 
-def by_transformers(settings: Config, catalogue: Catalogue, adapter: str | None) -> list[np.ndarray]:
+def by_transformers(settings: Config, catalogue: Catalogue, adapter: str) -> list[np.ndarray]:
     """Each question alone, without any cache."""
     asker = Asker(settings, catalogue)
     model = AutoModelForImageTextToText.from_pretrained(TINY, dtype=torch.float32)
-    model = (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+    model = PeftModel.from_pretrained(model, adapter).eval()
     found = []
     for history, neighbours, candidates in zip(HISTORIES, NEIGHBOURS, CANDIDATES, strict=True):
         user = asker.user(history, neighbours)
@@ -75,13 +75,10 @@ def _p_yes(asker: Asker, model: torch.nn.Module, prompt: str, image: object) -> 
     return torch.sigmoid(logits[yes] - logits[no]).item()
 
 
-@pytest.mark.parametrize(("form", "adapted"), [("image", True), ("keywords", False)])
-def test_scores_are_those_of_transformers(
-    ray_session: str, catalogue: Catalogue, adapter: str, form: str, adapted: bool
-) -> None:
-    settings, which = config(form), adapter if adapted else None
-    found = score(settings, catalogue, which, HISTORIES, NEIGHBOURS, CANDIDATES)
-    for ours, reference in zip(found, by_transformers(settings, catalogue, which), strict=True):
+def test_scores_are_those_of_transformers(ray_session: str, catalogue: Catalogue, adapter: str) -> None:
+    settings = config()
+    found = score(settings, catalogue, adapter, HISTORIES, NEIGHBOURS, CANDIDATES)
+    for ours, reference in zip(found, by_transformers(settings, catalogue, adapter), strict=True):
         np.testing.assert_allclose(ours, reference, atol=1e-5)
     np.testing.assert_allclose(found[0], found[1][::-1], atol=1e-6)  # the candidates in another order
     assert len(np.unique(found[0])) > 10
