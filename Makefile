@@ -2,7 +2,9 @@
 PYTHON := .venv/bin/python
 DEMO := $(CURDIR)/runs/demo
 
-.PHONY: setup lock demo test lint bench
+RESULTS := $(CURDIR)/runs/results
+
+.PHONY: setup lock demo results test lint bench
 .DEFAULT_GOAL := demo
 
 setup: .venv/.complete
@@ -17,11 +19,16 @@ lock:
 	mv requirements.lock.new requirements.lock
 
 demo: setup
-	$(PYTHON) -m mmsrarec_ray.local -- python jobs/summarize.py --config configs/demo.yaml run=$(DEMO)
+	$(PYTHON) -m mmsrarec_ray.local -- python jobs/pipeline.py --config configs/demo.yaml run=$(DEMO)
 	@$(PYTHON) scripts/after_demo.py $(DEMO)
 
+# The shop with 12,000 users, every method beside both oracles; goes on where it was stopped.
+results: setup
+	$(PYTHON) -m mmsrarec_ray.local -- python jobs/pipeline.py --config configs/shop.yaml run=$(RESULTS)
+	@$(PYTHON) scripts/after_demo.py $(RESULTS)
+
 test: setup
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .

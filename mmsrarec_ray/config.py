@@ -156,6 +156,8 @@ class Engine(Settings):
     enforce_eager: bool = True
     block_size: PositiveInt = 32
     """Tokens in a KV block: prefixes are shared in whole blocks."""
+    prefix_caching: bool = True
+    """Keep what prompts begin with alike: instructions, and the user's part of all candidates."""
     kv_cache_gib: PositiveInt = 1
     """KV cache on a CPU; on a GPU vLLM takes what is left."""
     env: dict[str, str] = {}

@@ -7,14 +7,17 @@ runs the missing stages before it, and publishes each result with its manifest.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, ClassVar
 
 import yaml
@@ -45,6 +48,8 @@ class Stage(ABC):
     """The folder its result goes to."""
     code: ClassVar[tuple[str, ...]]
     """Modules and packages whose source decides the result."""
+    force_all: ClassVar[bool] = False
+    """Whether `--force` means all it requires too."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -154,31 +159,82 @@ def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manif
     force: run the stage itself in any case. Returns its step, its manifest and whether anything was done for it.
     """
     steps: dict[str, Planned] = {}
-    for each in _closure(stage):
-        step = _plan(each, run, steps)
-        fresh = force and each is stage
-        done = step.status != "up to date" or fresh
-        if done:
-            _make(step, fresh)
-        else:
-            say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
-        steps[each.name] = replace(step, status="up to date")
+    with closing(_Dashboard()) as dashboard:
+        for each in _closure(stage):
+            step = _plan(each, run, steps)
+            fresh = force and (each is stage or stage.force_all)
+            done = step.status != "up to date" or fresh
+            if done:
+                _make(step, fresh, dashboard)
+            else:
+                say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
+            steps[each.name] = replace(step, status="up to date")
     assert step.artefact is not None
     stage.announce(step.artefact, run)
     return step, step.artefact.manifest, done
 
 
-def _make(step: Planned, fresh: bool) -> None:
+def _make(step: Planned, fresh: bool, dashboard: _Dashboard) -> None:
     """Run a stage and publish its result."""
     stage, artefact = step.stage, step.artefact
     assert artefact is not None
     stage.fresh = fresh
     say(f"{stage.name}: running")
     began = time.perf_counter()
-    outcome = stage.run(artefact.folder, step.inputs)
+    with dashboard.shows(stage.name):
+        outcome = stage.run(artefact.folder, step.inputs)
     seconds = time.perf_counter() - began
     artefact.publish(_manifest(step, outcome, seconds))
     say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
+
+
+class _Marks:
+    """Actor whose calls are the stages in Ray's dashboard: each lasts as long as its stage and fails with it."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, asyncio.Future[None]] = {}
+
+    async def begin(self, stage: str) -> None:
+        self.ends[stage] = asyncio.get_running_loop().create_future()
+        await self.ends[stage]
+
+    async def end(self, stage: str, error: str | None) -> None:
+        if error is None:
+            self.ends[stage].set_result(None)
+        else:
+            self.ends[stage].set_exception(RuntimeError(error))
+
+
+class _Dashboard:
+    """Shows stages in the dashboard's list of tasks while they run, under the name `stage: NAME`; to be closed."""
+
+    @cached_property
+    def marks(self) -> Any:
+        import ray
+
+        return ray.remote(num_cpus=0)(_Marks).remote()
+
+    @contextmanager
+    def shows(self, stage: str) -> Iterator[None]:
+        import ray
+
+        mark = self.marks.begin.options(name=f"stage: {stage}").remote(stage)
+        error: str | None = "interrupted"
+        try:
+            yield
+            error = None
+        except Exception as failure:
+            error = _reason(failure)
+            raise
+        finally:
+            self.marks.end.remote(stage, error)
+            ray.wait([mark], timeout=1)  # so that its end is told before Ray is left
+
+    def close(self) -> None:
+        import ray
+
+        if "marks" in self.__dict__:
+            ray.kill(self.marks)
 
 
 def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:

@@ -21,7 +21,8 @@ def main(run: str) -> None:
     counts = keywords.manifest.counts
     print(f"\n{counts['in']:,} items in, {counts['out']:,} with keywords, {counts['failed']:,} failed.")
     print(f"Open the contact sheet in a browser: {folder / HTML}")
-    print("Your own catalogue: docs/data.md; every setting: .venv/bin/python jobs/summarize.py --help-config")
+    print(f"The report: {Path(run) / 'evaluation' / 'report.md'}")
+    print("Your own catalogue: docs/data.md; every setting: .venv/bin/python jobs/pipeline.py --help-config")
 
 
 if __name__ == "__main__":

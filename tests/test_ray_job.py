@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ray.util.state import list_tasks
 
 from mmsrarec_ray.local import local_cluster
 from mmsrarec_ray.store import Folder, Run
@@ -61,6 +62,9 @@ def test_the_drawn_shop_becomes_keywords_as_one_ray_job(cluster: str, tmp_path: 
             right = sum(row[name] in keywords[row["item_id"]][half] for row in truth)
             assert right >= 0.96 * len(truth), name
     assert b"contact" in run.published("keywords")[0].folder.read_bytes("contact_sheet.html").lower()
+
+    shown = list_tasks(address=cluster, filters=[("name", "=", "stage: summarize")])
+    assert [task.state for task in shown] == ["FINISHED"]  # as the dashboard tells
 
     code, last, output = submit(cluster, *command)
     assert code == 0, output

@@ -25,8 +25,15 @@ def map_tables(
     )
 
 
-def iter_tables(dataset: ray.data.Dataset, batch_size: int | None = None) -> Iterator[pa.Table]:
-    """The blocks of a dataset as soon as they are there, or so many rows at a time, without empty ones."""
+def iter_tables(
+    dataset: ray.data.Dataset, batch_size: int | None = None, name: str | None = None
+) -> Iterator[pa.Table]:
+    """The blocks of a dataset as soon as they are there, or so many rows at a time, without empty ones.
+
+    name: of the work in Ray's dashboard and metrics.
+    """
+    if name:
+        dataset.set_name(name)
     for batch in dataset.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=0):
         if batch.num_rows:  # type: ignore[union-attr]
             yield batch

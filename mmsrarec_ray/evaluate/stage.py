@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any, ClassVar, Literal
 
@@ -66,19 +67,19 @@ class Evaluate(Stage):
             _command(self.config),
         )
         report.write(made, out)
-        say(words.table(made))
         order = f"NDCG@{made['main_k']}"
         headline = {row["method"]: round(row[order]["value"], 4) for row in made["rows"]}
         return Outcome({"in": len(cases), "out": len(cases), "methods": len(results)}, {order: headline})
 
     def announce(self, artefact: Artefact, run: Run) -> None:
-        """The newest report stands at `<run>/evaluation/report.json`, with all that belongs to it."""
+        """The newest report stands at `<run>/evaluation/report.json`, with what belongs to it; its table is said."""
         place, files = run.folder / self.artefact, artefact.manifest.files
         for plot in (place / "plots").files():
             if f"plots/{plot}" not in files:  # of the report before
                 place.filesystem.delete_file(place.file(f"plots/{plot}"))
         for name in sorted(files, key="report.json".__eq__):  # last: programs read it
             place.write_bytes(name, artefact.folder.read_bytes(name))
+        say(words.table(json.loads(artefact.folder.read_bytes("report.json"))))
 
 
 def _setting(config: Config, cases: Cases, log: Log, statistics: dict[str, Any]) -> report.Setting:

@@ -25,13 +25,17 @@ class Sequential(Method):
         self.name = kind
         self.settings, self.train, self.seed, self.store = settings, train, seed, run
 
-    def learn(self, dataset: Dataset) -> None:
+    def task(self, dataset: Dataset) -> EncoderTask:
+        """What has to be trained on a dataset, and where it goes."""
         about = (self.name, self.settings, self.seed, dataset.n_items, dataset.train, dataset.validation)
-        folder = encoder_folder(self.store, self.train, *about)
-        there = finished(folder)
-        (training,) = train_encoders([EncoderTask(f"{self.name}, seed {self.seed}", *about, folder)], self.train)
+        return EncoderTask(f"{self.name}, seed {self.seed}", *about, encoder_folder(self.store, self.train, *about))
+
+    def learn(self, dataset: Dataset) -> None:
+        task = self.task(dataset)
+        there = finished(task.folder)
+        (training,) = train_encoders([task], self.train)
         self.earlier_seconds = training.seconds if there else 0.0
-        self.encoder = load_encoder(folder)
+        self.encoder = load_encoder(task.folder)
 
     def score_all(self, queries: Queries) -> np.ndarray:
         return self.encoder.score_all(queries)

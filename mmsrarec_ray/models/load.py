@@ -73,13 +73,20 @@ def engine_arguments(config: Config, **more: Any) -> dict[str, Any]:
         "tensor_parallel_size": engine.tensor_parallel_size,
         "enforce_eager": engine.enforce_eager,
         "block_size": engine.block_size,
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": engine.prefix_caching,
         "limit_mm_per_prompt": {"image": 1},
         "mm_processor_cache_gb": 0,  # every picture of a catalogue comes once
         "seed": 0,
+        **({"distributed_executor_backend": "uni"} if _in_one_process(engine) else {}),
         **({"revision": model.revision} if model.revision else {}),
         **more,
     }
+
+
+def _in_one_process(engine: Engine) -> bool:
+    """Whether scheduler and model share a process: on one CPU core there are no threads to bind, and a process less
+    to start, which imports vLLM anew."""
+    return not engine.gpus and engine.cpus <= 1
 
 
 def engine_environment(config: Config) -> dict[str, str]:
@@ -89,4 +96,6 @@ def engine_environment(config: Config) -> dict[str, str]:
         environment["HF_HUB_OFFLINE"] = "1"  # nothing of a folder is looked up on a hub
     if not config.engine.gpus:
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
+    if _in_one_process(config.engine):
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else vLLM starts a worker process on a CPU all the same
     return environment | config.engine.env

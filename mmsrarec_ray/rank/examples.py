@@ -59,7 +59,7 @@ def write_examples(
         num_cpus=1,
     )
     totals, progress = Counter[str](), Progress("examples", total, f"{split} contexts")
-    for part in iter_tables(written):
+    for part in iter_tables(written, name="examples"):
         for row in part.to_pylist():
             totals.update(row)
         progress.update(totals["contexts"])

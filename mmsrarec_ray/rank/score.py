@@ -66,7 +66,7 @@ def score(
     answers = asked(config, _answer, **lora)(requests)
     found = [np.full(len(each), math.nan) for each in candidates]
     progress, done = Progress("score", sum(map(len, candidates)), "candidates"), 0
-    for part in iter_tables(answers):
+    for part in iter_tables(answers, name="score"):
         for answer in part.to_pylist():
             if answer["error"]:
                 raise RuntimeError(f"the engine could not score a candidate: {answer['error']}")

@@ -77,7 +77,7 @@ def summarise(config: Config, items: Items, known: np.ndarray, pending: int, rec
     )
     totals = Counter[str]()
     progress = Progress("summarize", pending, "items")
-    for row in (row for table in iter_tables(written) for row in table.to_pylist()):
+    for row in (row for table in iter_tables(written, name="summarize") for row in table.to_pylist()):
         totals.update(row)
         progress.update(totals["summarised"] + totals["failed"])
     return totals

@@ -27,15 +27,17 @@ from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.retrieve.index import MomentIndex, Moments
 from mmsrarec_ray.retrieve.moments import last_cuts
 from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.retrieve.train import train_encoders
 from mmsrarec_ray.store import Run
 from tests.methods.conftest import N_ITEMS, TEXTS
 
+TRAIN = Train(threads=1)
 SMALL = Encoder(dim=16, layers=1, heads=1, epochs=12, batch_users=32, learning_rate=1e-2)
 FUSION = FusionSettings(epochs=5, negatives=10)
 
 
 def sequential(kind: str, run: str) -> Sequential:
-    return Sequential(kind, SMALL, Train(threads=1), 0, Run.at(run))
+    return Sequential(kind, SMALL, TRAIN, 0, Run.at(run))
 
 
 def retrieval(world: Dataset, run: str) -> Retrieval:
@@ -66,11 +68,25 @@ BUILD: dict[str, Callable[[Dataset, str], Method]] = {
 LEARNS_TASTE = sorted(set(BUILD) - {"random", "popularity"})
 
 
+def halves(world: Dataset) -> tuple[Dataset, Dataset]:
+    """Every other user, and the others."""
+    first, second = (replace(world, train=world.train.take(np.arange(half, 200, 2))) for half in (0, 1))
+    return first, second
+
+
 @pytest.fixture(scope="module")
-def fitted(ray_session: str, world: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Method]:
+def run(ray_session: str, world: Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the encoders of all these tests lie, trained together: each method takes its own from there."""
+    folder = str(tmp_path_factory.mktemp("methods"))
+    tasks = [sequential(kind, folder).task(world) for kind in ("sasrec", "gru4rec", "bert4rec")]
+    train_encoders([*tasks, *(sequential("sasrec", folder).task(half) for half in halves(world))], TRAIN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(run: str, world: Dataset) -> Callable[[str], Method]:
     """A method by name, fitted once."""
     made: dict[str, Method] = {}
-    run = str(tmp_path_factory.mktemp("methods"))
 
     def get(name: str) -> Method:
         if name not in made:
@@ -128,12 +144,9 @@ def test_taste_is_learnt(name: str, fitted: Callable, cases: Cases) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILD) - {"random", "retrieval", "gru4rec", "bert4rec"}))
-def test_a_second_fit_forgets_the_first(
-    name: str, fitted: Callable, world: Dataset, cases: Cases, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_second_fit_forgets_the_first(name: str, fitted: Callable, run: str, world: Dataset, cases: Cases) -> None:
     """Fitted on one half of the users after the other, a method is as if it had seen the second alone."""
-    first, second = (replace(world, train=world.train.take(np.arange(half, 200, 2))) for half in (0, 1))
-    run = str(tmp_path_factory.mktemp("again"))
+    first, second = halves(world)
     again, fresh = BUILD[name](world, run), BUILD[name](world, run)
     again.fit(first)
     again.fit(second)

@@ -20,9 +20,9 @@ from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.parts import read_part, read_parts
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.evaluate.recipes import recipe_of
-from mmsrarec_ray.evaluate.stage import Evaluate
 from mmsrarec_ray.job import execute, plan
 from mmsrarec_ray.methods.base import Dataset
+from mmsrarec_ray.pipeline import SUMMARY, Pipeline
 from mmsrarec_ray.rank.tune import ADAPTER, CHECKPOINTS
 from mmsrarec_ray.store import Artefact, Run
 
@@ -75,10 +75,10 @@ def done(ray_session: str, config: Config) -> dict[str, Artefact]:
     """All artefacts; the worker that tunes is killed after its first checkpoint."""
     killer = Killer(Path(config.run))
     killer.start()
-    execute(Evaluate(config), Run.at(config.run))
+    execute(Pipeline(config), Run.at(config.run))
     assert killer.killed_after
     run = Run.at(config.run)
-    names = ("dataset", "keywords", "retriever", "recommender", "scores/mmsrarec", "evaluation")
+    names = ("dataset", "keywords", "retriever", "recommender", "scores/mmsrarec", "evaluation", "pipeline")
     return {name: run.published(name)[0] for name in names}
 
 
@@ -89,7 +89,15 @@ def test_the_report_has_our_row(done: dict[str, Artefact], config: Config) -> No
     assert 0 <= rows["mmsrarec"]["AUC"]["value"] <= 1
     assert rows["mmsrarec"]["against_best_baseline"]["baseline"] == "popularity"
     made = sum(done[name].manifest.seconds for name in ("keywords", "retriever", "recommender"))
-    assert rows["mmsrarec"]["seconds_fit"] >= made
+    assert rows["mmsrarec"]["seconds_fit"] >= made - 1e-6
+
+
+def test_the_summary_says_where_every_result_lies(done: dict[str, Artefact]) -> None:
+    summary = json.loads(done["pipeline"].folder.read_bytes(SUMMARY))
+    assert list(summary) == ["prepare", "summarize", "retrieve", "tune_recommender", "evaluate"]
+    for name, stage in (("keywords", "summarize"), ("recommender", "tune_recommender"), ("evaluation", "evaluate")):
+        assert summary[stage]["artefact"] == done[name].folder.path
+        assert summary[stage]["counts"] == done[name].manifest.counts
 
 
 def test_examples_are_positives_and_negatives_that_the_user_never_touched(done: dict[str, Artefact]) -> None:
@@ -134,4 +142,4 @@ def test_the_whole_catalogue_is_ranked_below_the_shortlist(done: dict[str, Artef
 
 
 def test_nothing_runs_twice(done: dict[str, Artefact], config: Config) -> None:
-    assert {step.status for step in plan(Evaluate(config), Run.at(config.run))} == {"up to date"}
+    assert {step.status for step in plan(Pipeline(config), Run.at(config.run))} == {"up to date"}

@@ -1,0 +1,60 @@
+"""The stage behind jobs/pipeline.py: the whole chain, from the data to the report, as one job."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.evaluate.stage import Evaluate
+from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.rank.stage import TuneRecommender
+from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.store import Artefact, Folder, Run
+from mmsrarec_ray.summarize.stage import Summarize
+
+SUMMARY = "summary.json"
+
+
+class Pipeline(Stage):
+    """Run every stage: prepare, summarize, retrieve, tune_recommender, evaluate. What is up to date is skipped."""
+
+    name: ClassVar[str] = "pipeline"
+    artefact: ClassVar[str] = "pipeline"
+    code: ClassVar[tuple[str, ...]] = ("pipeline",)
+    force_all: ClassVar[bool] = True
+
+    def requires(self) -> list[Stage]:
+        return [stage(self.config) for stage in (Prepare, Summarize, Retrieve, TuneRecommender, Evaluate)]
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def engine(self) -> dict[str, Any]:
+        return {"name": "json"}
+
+    def resources(self) -> dict[str, Any]:
+        return {"CPU": 0}
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        """Write where each stage's result lies, with its counts and figures."""
+        out.clear()
+        rows = {
+            stage.name: {
+                "artefact": inputs[stage.artefact].folder.path,
+                "counts": inputs[stage.artefact].manifest.counts,
+                "metrics": inputs[stage.artefact].manifest.metrics,
+                "seconds": inputs[stage.artefact].manifest.seconds,
+            }
+            for stage in self.requires()
+        }
+        out.write_bytes(SUMMARY, json.dumps(rows, indent=2).encode())
+        report = inputs[Evaluate.artefact].manifest
+        return Outcome({"stages": len(rows)}, report.metrics)
+
+    def announce(self, artefact: Artefact, run: Run) -> None:
+        """Where people look for the results of its stages."""
+        for stage in self.requires():
+            for each in run.published(stage.artefact):
+                if each.manifest.digest == artefact.manifest.inputs.get(stage.artefact):
+                    stage.announce(each, run)
