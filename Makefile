@@ -1,7 +1,6 @@
 # `make demo` and `make test` do everything, set-up included, on a machine with Python 3.11.
 PYTHON := .venv/bin/python
 DEMO := $(CURDIR)/runs/demo
-
 RESULTS := $(CURDIR)/runs/results
 
 .PHONY: setup lock demo results test lint bench
@@ -28,7 +27,7 @@ results: setup
 	@$(PYTHON) scripts/after_demo.py $(RESULTS)
 
 test: setup
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	.venv/bin/ruff check .
