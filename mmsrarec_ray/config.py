@@ -140,7 +140,8 @@ class Engine(Settings):
     concurrency: PositiveInt = 1
     """Engines at a time."""
     cpus: PositiveFloat = 1
-    """Logical CPUs an engine asks Ray for."""
+    """Logical CPUs an engine asks Ray for. With one it is a single process of one thread; with more, vLLM starts a
+    worker whose threads it binds to the cores itself (`env`: VLLM_CPU_OMP_THREADS_BIND)."""
     gpus: NonNegativeInt = 0
     """GPUs an engine asks Ray for; with tensor parallelism, its size."""
     accelerator_type: str | None = None

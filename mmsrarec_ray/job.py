@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -87,7 +87,7 @@ class Stage(ABC):
         """Write the result into `out`. inputs: artefact name -> published artefact."""
 
     def announce(self, artefact: Artefact, run: Run) -> None:
-        """Put the result where people look for it. Called whenever the job asked for it ends well."""
+        """Put the result where people look for it. Called whenever a job that has it or needs it ends well."""
         return
 
 
@@ -170,8 +170,14 @@ def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manif
                 say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
             steps[each.name] = replace(step, status="up to date")
     assert step.artefact is not None
-    stage.announce(step.artefact, run)
+    _announce(steps.values(), run)
     return step, step.artefact.manifest, done
+
+
+def _announce(steps: Iterable[Planned], run: Run) -> None:
+    for step in steps:
+        assert step.artefact is not None
+        step.stage.announce(step.artefact, run)
 
 
 def _make(step: Planned, fresh: bool, dashboard: _Dashboard) -> None:
@@ -341,7 +347,7 @@ def _run(stage_class: type[Stage], options: argparse.Namespace) -> tuple[int, di
         return DONE, {"status": "planned", "plan": [step.summary() for step in steps]}
     if steps[-1].status == "up to date" and not options.force:
         say(f"{stage.name}: up to date")
-        stage.announce(steps[-1].artefact, run)  # type: ignore[arg-type]
+        _announce(steps, run)
         return DONE, _facts(steps[-1], steps[-1].artefact.manifest, "up to date")  # type: ignore[union-attr]
     import ray
 

@@ -10,7 +10,7 @@ from mmsrarec_ray.evaluate.stage import Evaluate
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.stage import Retrieve
-from mmsrarec_ray.store import Artefact, Folder, Run
+from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
 
 SUMMARY = "summary.json"
@@ -51,10 +51,3 @@ class Pipeline(Stage):
         out.write_bytes(SUMMARY, json.dumps(rows, indent=2).encode())
         report = inputs[Evaluate.artefact].manifest
         return Outcome({"stages": len(rows)}, report.metrics)
-
-    def announce(self, artefact: Artefact, run: Run) -> None:
-        """Where people look for the results of its stages."""
-        for stage in self.requires():
-            for each in run.published(stage.artefact):
-                if each.manifest.digest == artefact.manifest.inputs.get(stage.artefact):
-                    stage.announce(each, run)

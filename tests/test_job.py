@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_force_repeats_the_stage_alone(run: Run) -> None:
     assert Count.runs == [False, True]
 
 
+def test_a_job_may_have_everything_repeated(run: Run) -> None:
+    class All(Count):
+        force_all: ClassVar[bool] = True
+
+    execute(All(config()), run)
+    execute(All(config()), run, force=True)
+    assert Letters.runs == [False, True]
+    assert Count.runs == [False, True]
+
+
 def test_the_manifest_tells_what_the_artefact_was_made_from(run: Run) -> None:
     step, manifest, _ = execute(Count(config()), run)
     letters = run.published("letters")[0].manifest
@@ -121,17 +132,31 @@ def test_an_unfinished_artefact_is_made_again(run: Run) -> None:
     assert statuses(0, run) == ["to run", "to run after letters"]
 
 
-def call(job: str, *words: str) -> tuple[int, dict[str, Any], str, str]:
-    """Run a job; gives the exit code, the JSON of its last line, and both outputs."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "jobs" / job, *words], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    lines = done.stdout.splitlines()
-    return done.returncode, json.loads(lines[-1]) if lines else {}, done.stdout, done.stderr
+class Call:
+    """Runs a job's file as its own program would, without importing everything anew."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+    def __call__(self, job: str, *words: str) -> tuple[int, dict[str, Any], str, str]:
+        """The exit code, the JSON of the last line, and both outputs."""
+        self.monkeypatch.setattr(sys, "argv", [job, *words])
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
+        output, error = self.capfd.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, json.loads(output.splitlines()[-1]), output, error
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    monkeypatch.chdir(ROOT)
+    return Call(monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_every_job_refuses_wrong_settings_in_the_same_way(job: str) -> None:
+def test_every_job_refuses_wrong_settings_in_the_same_way(call: Call, job: str) -> None:
     code, last, _, error = call(job, "--config", "configs/demo.yaml", "run=relative", "engine.cpu=1")
     assert code == 2
     assert last["status"] == "refused"
@@ -141,7 +166,7 @@ def test_every_job_refuses_wrong_settings_in_the_same_way(job: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_every_job_plans_without_starting_anything(job: str, tmp_path: Path) -> None:
+def test_every_job_plans_without_starting_anything(call: Call, job: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, last, output, error = call(job, "--config", "configs/demo.yaml", f"run={run}", "--dry-run")
     assert code == 0, error
@@ -153,24 +178,28 @@ def test_every_job_plans_without_starting_anything(job: str, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_written_fails_with_one_line_and_exit_code_1() -> None:
-    code, last, _, error = call("prepare.py", "--config", "configs/demo.yaml", "run=/dev/null/run", "ray.num_cpus=2")
-    assert code == 1
+    words = ["--config", "configs/demo.yaml", "run=/dev/null/run", "ray.num_cpus=2"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs" / "prepare.py", *words], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 1
     assert last["status"] == "failed"
     assert "Not a directory" in last["error"]
-    assert f"prepare: failed: {last['error']}" in error
+    assert f"prepare: failed: {last['error']}" in done.stderr
 
 
-def test_a_missing_data_folder_is_refused() -> None:
-    code, last, _, error = call(
-        "prepare.py", "--config", "configs/movies.yaml", "run=/tmp/unused", "data.path=/no/where"
-    )
+def test_a_missing_data_folder_is_refused(call: Call) -> None:
+    words = ["--config", "configs/movies.yaml", "run=/unused", "data.path=/no/where"]
+    code, last, _, error = call("prepare.py", *words)
     assert code == 2
     assert "/no/where" in error
     assert last["status"] == "refused"
 
 
-def test_the_settings_can_be_listed() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "jobs" / "summarize.py", "--help-config"], capture_output=True, text=True, check=True
-    )
-    assert "summarize.max_keywords" in done.stdout
+def test_the_settings_can_be_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["summarize.py", "--help-config"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "jobs" / "summarize.py"), run_name="__main__")
+    assert not exit_.value.code
+    assert "summarize.max_keywords" in capsys.readouterr().out

@@ -86,7 +86,7 @@ def engine_arguments(config: Config, **more: Any) -> dict[str, Any]:
 def _in_one_process(engine: Engine) -> bool:
     """Whether scheduler and model share a process: on one CPU core there are no threads to bind, and a process less
     to start, which imports vLLM anew."""
-    return not engine.gpus and engine.cpus <= 1
+    return not engine.gpus and engine.cpus <= 1 and engine.tensor_parallel_size == 1
 
 
 def engine_environment(config: Config) -> dict[str, str]:

@@ -14,7 +14,7 @@ from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.models.load import source
 from mmsrarec_ray.rank.catalogue import Catalogue
-from mmsrarec_ray.rank.prompts import content, spoken_answers, user_part
+from mmsrarec_ray.rank.prompts import bullet, content, spoken_answers, user_part
 from mmsrarec_ray.summarize.prompts import item_text
 
 
@@ -85,6 +85,7 @@ class Asker:
 
     def _said(self, number: int) -> str:
         if self.form == "keywords":
-            return self.catalogue.words[number].as_py()
+            words = self.catalogue.words[number].as_py()
+            return bullet(words) if words else ""
         item = self.catalogue.item(number)
         return item_text(item["title"], item["text"], self.config.rank.max_text_chars, self.control_tokens)

@@ -26,15 +26,21 @@ _CANDIDATE = "Candidate item:"
 def user_part(history: Sequence[str], neighbours: Sequence[str]) -> str:
     """What all candidates of a user share. history: keywords of each item, the oldest first; neighbours: keywords of
     what the similar users chose next, the most similar first. An item without keywords is left out."""
-    chosen, others = [line for line in history if line], [line for line in neighbours if line]
+    chosen, others = ([bullet(line) for line in lines if line] for lines in (history, neighbours))
     lines = [_HISTORY, *chosen] if chosen else [_EMPTY]
     if others:
         lines += [_NEIGHBOURS, *others]
     return "\n".join([*lines, _QUESTION, _CANDIDATE, ""])
 
 
+def bullet(line: str) -> str:
+    """Keywords of an item as a line of a list. The mark puts a space before the first word, as there is before the
+    others: a word is the same token wherever it stands."""
+    return f"- {line}"
+
+
 def content(user: str, candidate: str, has_image: bool) -> list[dict[str, Any]]:
-    """The content parts of the user's turn. user: as `user_part` gives it; candidate: its keywords, or its text."""
+    """The content parts of the user's turn. user: as `user_part` gives it; candidate: its keywords in a line, or text."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": user}]
     if has_image:
         parts.append({"type": "image"})

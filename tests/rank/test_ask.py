@@ -31,13 +31,13 @@ def test_the_candidate_comes_last_and_items_without_keywords_are_left_out(catalo
     asker = Asker(config("rank.candidate=keywords"), catalogue)
     user = asker.user([0, 2], [1])
     assert user == (
-        "User history, oldest first:\nred, mug\nUsers with a similar history chose these items next:\nblue, hat\n"
+        "User history, oldest first:\n- red, mug\nUsers with a similar history chose these items next:\n- blue, hat\n"
         "Will the user choose it? Answer yes or no:\nCandidate item:\n"
     )
     first, second = (asker.question(user, number).prompt for number in (0, 3))
     shared = first[: first.index(user) + len(user)]
     assert second.startswith(shared)
-    assert "green, bag" in second[len(shared) :]
+    assert "- green, bag" in second[len(shared) :]
     assert asker.user([], []).startswith("The history of the user is empty.\n")
 
 
