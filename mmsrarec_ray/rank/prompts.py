@@ -40,7 +40,7 @@ def bullet(line: str) -> str:
 
 
 def content(user: str, candidate: str, has_image: bool) -> list[dict[str, Any]]:
-    """The content parts of the user's turn. user: as `user_part` gives it; candidate: its keywords in a line, or text."""
+    """The content parts of the user's turn. user: as `user_part` gives it; candidate: its keywords or text."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": user}]
     if has_image:
         parts.append({"type": "image"})
