@@ -14,10 +14,10 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import yaml
@@ -159,16 +159,15 @@ def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manif
     force: run the stage itself in any case. Returns its step, its manifest and whether anything was done for it.
     """
     steps: dict[str, Planned] = {}
-    with closing(_Dashboard()) as dashboard:
-        for each in _closure(stage):
-            step = _plan(each, run, steps)
-            fresh = force and (each is stage or stage.force_all)
-            done = step.status != "up to date" or fresh
-            if done:
-                _make(step, fresh, dashboard)
-            else:
-                say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
-            steps[each.name] = replace(step, status="up to date")
+    for each in _closure(stage):
+        step = _plan(each, run, steps)
+        fresh = force and (each is stage or stage.force_all)
+        done = step.status != "up to date" or fresh
+        if done:
+            _make(step, fresh)
+        else:
+            say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
+        steps[each.name] = replace(step, status="up to date")
     assert step.artefact is not None
     _announce(steps.values(), run)
     return step, step.artefact.manifest, done
@@ -180,14 +179,14 @@ def _announce(steps: Iterable[Planned], run: Run) -> None:
         step.stage.announce(step.artefact, run)
 
 
-def _make(step: Planned, fresh: bool, dashboard: _Dashboard) -> None:
+def _make(step: Planned, fresh: bool) -> None:
     """Run a stage and publish its result."""
     stage, artefact = step.stage, step.artefact
     assert artefact is not None
     stage.fresh = fresh
     say(f"{stage.name}: running")
     began = time.perf_counter()
-    with dashboard.shows(stage.name):
+    with _shown(stage.name):
         outcome = stage.run(artefact.folder, step.inputs)
     seconds = time.perf_counter() - began
     artefact.publish(_manifest(step, outcome, seconds))
@@ -211,36 +210,34 @@ class _Marks:
             self.ends[stage].set_exception(RuntimeError(error))
 
 
-class _Dashboard:
-    """Shows stages in the dashboard's list of tasks while they run, under the name `stage: NAME`; to be closed."""
+@lru_cache(maxsize=1)
+def _marks(cluster: str, job: str) -> Any:
+    """The marks of a Ray job, which end with it: a process for all its stages. cluster: its address; job: an id."""
+    import ray
 
-    @cached_property
-    def marks(self) -> Any:
-        import ray
+    return ray.remote(num_cpus=0)(_Marks).remote()
 
-        return ray.remote(num_cpus=0)(_Marks).remote()
 
-    @contextmanager
-    def shows(self, stage: str) -> Iterator[None]:
-        import ray
+@contextmanager
+def _shown(stage: str) -> Iterator[None]:
+    """Show a stage in the dashboard's list of tasks while it runs, under the name `stage: NAME`."""
+    import ray
+    from ray.exceptions import RayError
 
-        mark = self.marks.begin.options(name=f"stage: {stage}").remote(stage)
-        error: str | None = "interrupted"
-        try:
-            yield
-            error = None
-        except Exception as failure:
-            error = _reason(failure)
-            raise
-        finally:
-            self.marks.end.remote(stage, error)
+    here = ray.get_runtime_context()
+    marks = _marks(here.gcs_address, here.get_job_id())
+    mark = marks.begin.options(name=f"stage: {stage}").remote(stage)
+    error: str | None = "interrupted"
+    try:
+        yield
+        error = None
+    except Exception as failure:
+        error = _reason(failure)
+        raise
+    finally:
+        with suppress(RayError):  # where Ray itself has died, the stage's own error tells it
+            marks.end.remote(stage, error)
             ray.wait([mark], timeout=1)  # so that its end is told before Ray is left
-
-    def close(self) -> None:
-        import ray
-
-        if "marks" in self.__dict__:
-            ray.kill(self.marks)
 
 
 def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:

@@ -70,6 +70,12 @@ def test_the_drawn_shop_becomes_keywords_as_one_ray_job(cluster: str, tmp_path: 
     assert code == 0, output
     assert last["status"] == "up to date"
 
+    code, last, output = submit(cluster, *command, "engine.cpus=100", "summarize.attempt=1")
+    assert (code, last["status"]) == (1, "refused"), output
+    assert "hold 102 logical CPUs and the cluster has 8" in output
+    shown = list_tasks(address=cluster, filters=[("name", "=", "stage: summarize"), ("state", "=", "FAILED")])
+    assert len(shown) == 1
+
 
 def test_a_refused_job_says_why_and_fails(cluster: str) -> None:
     code, last, output = submit(cluster, "python", "jobs/summarize.py", "--config", "configs/demo.yaml", "run=out")

@@ -87,8 +87,8 @@ def test_the_report_in_view_is_the_one_that_was_asked_for(ray_session: str, fold
 def test_no_method_sees_what_it_shall_tell(ray_session: str, folder: Path, protocol: str) -> None:
     """There is no pattern in this world: whoever ranks better than by chance has looked."""
     settings = (f"evaluate.protocol={protocol}", "methods.fusion.of=[itemknn, sasrec]", *TINY)
-    slow = ", retrieval" if protocol == "time" else ""
-    report = evaluate(folder, f"[popularity, itemknn, session_knn, sasrec, fusion{slow}]", *settings)
+    also = ", retrieval" if protocol == "time" else ""
+    report = evaluate(folder, f"[popularity, itemknn, session_knn, sasrec, fusion{also}]", *settings)
     assert report["split"] == {"full": "leave_one_out", "time": "time"}[protocol]
     for row in report["rows"]:
         spread = 0.29 / report["cases"] ** 0.5
