@@ -140,8 +140,8 @@ class Engine(Settings):
     concurrency: PositiveInt = 1
     """Engines at a time."""
     cpus: PositiveFloat = 1
-    """Logical CPUs an engine asks Ray for. With one it is a single process of one thread; with more, vLLM starts a
-    worker whose threads it binds to the cores itself (`env`: VLLM_CPU_OMP_THREADS_BIND)."""
+    """Logical CPUs an engine asks Ray for. With one, scheduler and model share a process, which starts sooner; with
+    more, vLLM runs the model in a process of its own and binds its threads to the cores."""
     gpus: NonNegativeInt = 0
     """GPUs an engine asks Ray for; with tensor parallelism, its size."""
     accelerator_type: str | None = None

@@ -156,7 +156,8 @@ def _identity(stage: Stage, inputs: dict[str, str]) -> str:
 def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manifest, bool]:
     """Bring a stage's result up to date, its requirements first. Ray must be running.
 
-    force: run the stage itself in any case. Returns its step, its manifest and whether anything was done for it.
+    force: run the stage itself in any case, and with `force_all` what it requires. Returns its step, its manifest and
+    whether anything was done for it.
     """
     steps: dict[str, Planned] = {}
     for each in _closure(stage):
