@@ -37,3 +37,4 @@ lint: setup
 # What is measured beside its reference; each file says what it does: python benchmarks/NAME.py --help
 bench: setup
 	$(PYTHON) benchmarks/retrieval.py --output $(CURDIR)/runs/bench/retrieval.json
+	$(PYTHON) benchmarks/score.py --output $(CURDIR)/runs/bench/score.json

@@ -37,6 +37,7 @@ CHAT_TEMPLATE = (
 WHOLE_WORDS = ("yes", "no", "image", "text", "item", "user", "keywords")
 
 PHRASES = (
+    *("user", "assistant", "system"),  # the roles of a turn, which stand without a space before them
     "User history, oldest first:",
     "The user chose these items, from the oldest to the newest:",
     "The history of the user is empty.",

@@ -23,8 +23,9 @@ class BuildModel(Stage):
     artefact: ClassVar[str] = "model"
     code: ClassVar[tuple[str, ...]] = (
         *("data/shop", "models/architecture", "models/tokenizer", "models/pretrain_vision", "models/smollm2"),
-        *("summarize/build_tiny", "summarize/teach", "summarize/lessons", "summarize/evaluate_tiny"),
-        *("summarize/compact", "summarize/align", "summarize/catalogue", "summarize/targets", "summarize/examine"),
+        *("summarize/build_tiny", "summarize/teach", "summarize/lessons", "summarize/reading"),
+        *("summarize/evaluate_tiny", "summarize/compact", "summarize/align", "summarize/catalogue"),
+        *("summarize/targets", "summarize/examine"),
         *("summarize/prompts", "summarize/keywords"),
     )
 
@@ -78,8 +79,9 @@ class BuildModel(Stage):
             figures = build_compact(model, dataset.folder, self._gguf(), self.recipe, self._cache())
             told = {form: {k: v for k, v in each.items() if k != "samples"} for form, each in figures.items()}
             return {"in": dataset.manifest.counts["items_out"], "out": 1}, told  # samples stand in figures.json
-        shares = build_tiny(model, self._cache(), self.recipe)
-        flat = {f"{asked}: {name}": round(s.value, 4) for asked, each in shares.items() for name, s in each.items()}
+        exam = build_tiny(model, self._cache(), self.recipe)
+        columns = exam.summaries | {f"questions, {shown}": each for shown, each in exam.reading.items()}
+        flat = {f"{asked}: {name}": round(s.value, 4) for asked, each in columns.items() for name, s in each.items()}
         return {"in": self.recipe.items, "out": 1}, flat
 
     def _gguf(self) -> Path:

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
@@ -17,7 +18,8 @@ from transformers import AutoProcessor, Idefics3ForConditionalGeneration
 from mmsrarec_ray.data.shop.law import VOCABULARY, Shop, draw_shop
 from mmsrarec_ray.models.architecture import build_model, build_processor
 from mmsrarec_ray.models.tokenizer import train_tokenizer
-from mmsrarec_ray.summarize.evaluate_tiny import Share, chance, examine
+from mmsrarec_ray.summarize import reading
+from mmsrarec_ray.summarize.evaluate_tiny import SHOWN, Share, chance, examine, examine_reading
 from mmsrarec_ray.summarize.lessons import BOTH, FORMS, MAX_KEYWORDS, Lessons, draw_pictures, shop_answer, shop_text
 from mmsrarec_ray.summarize.prompts import instruction
 from mmsrarec_ray.summarize.teach import Recipe, Teacher, teach
@@ -55,15 +57,19 @@ share that is right in %, with the 95 % interval of Wilson. `figures.json` holds
 "wrong picture": every item was shown with the picture of another. What only a picture tells must then fall to
 the share that a guess gets: {chance}. "exact": every keyword of the answer is right.
 
-A weakness: in the shop the kind that the picture shows and the kind that the text names are always the same, so
-the model may take the text's kind from the picture. The last row of the last column shows it: with the picture of
-another item, "kind, in text" is mostly that picture's.
+It also compares: beside a list of up to 16 lines of keywords it is asked about an item that is shown as keywords, as
+text, as a picture or as both. "each": how many lines name each of its keywords (the share of answers in which every
+number is right); "often": does every third line or more name its colour, its kind, …; "like": do the lines share a
+quarter of its keywords or more, on average. Lists are drawn at random: of users and their choices it knows nothing.
+{exam_questions:,} questions, the share in % that is right:
+
+{reading}
 
 ## Rebuild
 
     python jobs/build_model.py --config configs/tiny.yaml run=FOLDER
 
-draws the pictures, trains ({steps:,} steps, about half an hour on two CPU cores with nothing else to do) and examines
+draws the pictures, trains ({steps:,} steps, about an hour on two CPU cores with nothing else to do) and examines
 the result. It goes on from its last checkpoint where it was stopped. Another CPU rounds differently, so the weights
 will differ in their last digits and the figures by a few items.
 
@@ -76,7 +82,8 @@ Apache-2.0, like the repository.
 def tokenizer_texts(shop: Shop, items: int) -> list[str]:
     """What the tokenizer is trained on: texts and answers of the shop's first items, and the prompts."""
     spoken = [f"{shop_text(shop, i)}\n{shop_answer(shop, i, BOTH)}" for i in range(items)]
-    return spoken + [instruction(*form, MAX_KEYWORDS) for form in FORMS] * items
+    asked = reading.texts(np.random.default_rng([shop.seed, 12]), items // 4)
+    return spoken + asked + [instruction(*form, MAX_KEYWORDS) for form in FORMS] * items
 
 
 def prepare(cache: Path, recipe: Recipe) -> Path:
@@ -86,7 +93,7 @@ def prepare(cache: Path, recipe: Recipe) -> Path:
     if start.exists():
         return start
     shop = draw_shop(recipe.seed, recipe.items)
-    words = [word for values in VOCABULARY.values() for word in values]
+    words = [*reading.WORDS, *(word for values in VOCABULARY.values() for word in values)]
     texts = tokenizer_texts(shop, min(_TOKENIZER_ITEMS, recipe.items))
     tokenizer = train_tokenizer(texts, words, recipe.vocabulary_size, recipe.text.context)
     model = build_model(recipe.vision, recipe.text, tokenizer, pictures.pixels[:_WHITENING_PICTURES], seed=recipe.seed)
@@ -155,7 +162,15 @@ def _load(folder: Path) -> Idefics3ForConditionalGeneration:
     return Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
-def finish(cache: Path, out: Path, recipe: Recipe) -> dict[str, dict[str, Share]]:
+@dataclass(frozen=True)
+class Figures:
+    """What an exam finds, for summaries and for questions: a way of asking -> what is asked -> share."""
+
+    summaries: dict[str, dict[str, Share]]
+    reading: dict[str, dict[str, Share]]
+
+
+def finish(cache: Path, out: Path, recipe: Recipe) -> Figures:
     """Write the taught model's folder, examine it as anyone would load it, and put the figures beside it."""
     unfinished = out.with_name(out.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -166,7 +181,8 @@ def finish(cache: Path, out: Path, recipe: Recipe) -> dict[str, dict[str, Share]
 
     model, processor = _load(unfinished), AutoProcessor.from_pretrained(unfinished)
     shop = draw_shop(recipe.exam_seed, recipe.exam_items)
-    figures = examine(model, processor, shop)
+    compared = examine_reading(model, processor, shop, sheets=max(1, recipe.exam_items // 2))
+    figures = Figures(examine(model, processor, shop), compared)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _write_figures(unfinished / "figures.json", figures, chance(shop), parameters, recipe)
     (unfinished / "README.md").write_text(_card(figures, chance(shop), parameters, len(processor.tokenizer), recipe))
@@ -176,20 +192,26 @@ def finish(cache: Path, out: Path, recipe: Recipe) -> dict[str, dict[str, Share]
     return figures
 
 
-def _write_figures(
-    path: Path, figures: dict[str, dict[str, Share]], guess: dict[str, float], parameters: int, recipe: Recipe
-) -> None:
-    counts = {
-        asked: {name: {"right": share.right, "of": share.of} for name, share in column.items()}
-        for asked, column in figures.items()
+def _write_figures(path: Path, figures: Figures, guess: dict[str, float], parameters: int, recipe: Recipe) -> None:
+    content = {
+        "parameters": parameters,
+        "figures": _counts(figures.summaries),
+        "reading": _counts(figures.reading),
+        "chance": guess,
+        "recipe": asdict(recipe),
     }
-    content = {"parameters": parameters, "figures": counts, "chance": guess, "recipe": asdict(recipe)}
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _card(
-    figures: dict[str, dict[str, Share]], guess: dict[str, float], parameters: int, vocabulary: int, recipe: Recipe
-) -> str:
+def _counts(figures: dict[str, dict[str, Share]]) -> dict[str, dict[str, dict[str, int]]]:
+    return {
+        asked: {name: {"right": share.right, "of": share.of} for name, share in column.items()}
+        for asked, column in figures.items()
+    }
+
+
+def _card(figures: Figures, guess: dict[str, float], parameters: int, vocabulary: int, recipe: Recipe) -> str:
+    questions = sum(share.of for shown in SHOWN for share in figures.reading[shown].values())
     return CARD.format(
         parameters=parameters,
         vocabulary=vocabulary,
@@ -201,16 +223,18 @@ def _card(
         max_keywords=MAX_KEYWORDS,
         exam_items=recipe.exam_items,
         exam_seed=recipe.exam_seed,
-        table=_table(figures),
+        exam_questions=questions,
+        table=_table(figures.summaries),
+        reading=_table(figures.reading),
         chance=", ".join(f"{name} {100 * share:.1f} %" for name, share in guess.items()),
         steps=recipe.steps,
     )
 
 
-def build_tiny(out: Path, cache: Path, recipe: Recipe) -> dict[str, dict[str, Share]]:
+def build_tiny(out: Path, cache: Path, recipe: Recipe) -> Figures:
     """Make the tiny model in the folder `out`, which must not exist yet; `cache` keeps what can be taken up again.
 
-    Returns its figures: way of asking -> attribute -> share. Raises FileExistsError where `out` exists.
+    Returns its figures. Raises FileExistsError where `out` exists.
     """
     if out.exists():
         raise FileExistsError(f"out must be a folder that does not exist yet. Got {out}.")

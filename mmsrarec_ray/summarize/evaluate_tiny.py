@@ -17,11 +17,22 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from mmsrarec_ray.data.shop.draw import item_picture
 from mmsrarec_ray.data.shop.law import HABIT_ATTRIBUTES, LOOK_ATTRIBUTES, VOCABULARY, Shop
+from mmsrarec_ray.models.pretrain_vision import see
 from mmsrarec_ray.summarize.keywords import Keywords, parse
 from mmsrarec_ray.summarize.lessons import BOTH, IMAGE_ONLY, MAX_KEYWORDS, TEXT_ONLY, Form, shop_text
 from mmsrarec_ray.summarize.prompts import user_content
+from mmsrarec_ray.summarize.reading import Reading, Sheet, draw_sheet, draw_shown
+from mmsrarec_ray.summarize.teach import answer_logits
 
 _MAX_NEW_TOKENS = 48
+_ASKED, _DRAWN = 8, 8  # questions on a sheet of the exam: about items of its shop, about keywords alone
+SHOWN_AS: dict[Form | None, str] = {
+    None: "keywords",
+    TEXT_ONLY: "text",
+    IMAGE_ONLY: "picture",
+    BOTH: "picture and text",
+}
+SHOWN = tuple(SHOWN_AS.values())
 _HIDDEN = "kind, hidden"
 
 
@@ -137,6 +148,45 @@ def examine(
         name: grade(shop, answers(model, processor, prompts(shop, processor, everything, form), seen), form)
         for name, (form, seen) in dealt.items()
     }
+
+
+@torch.inference_mode()
+def examine_reading(
+    model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, shop: Shop, sheets: int
+) -> dict[str, dict[str, Share]]:
+    """How often the answers to questions beside a list are right in every token: how the item is shown -> kind of
+    question -> share; "the commonest answer" is what one answer to all questions of a kind would get."""
+    reading, rng = Reading(shop, processor), np.random.default_rng([shop.seed, 20])
+    right: dict[str, dict[str, list[bool]]] = {name: {} for name in SHOWN}
+    said: dict[str, list[str]] = {}
+    model.eval()
+    for start in range(0, sheets * _ASKED, _ASKED):
+        places = np.arange(start, start + _ASKED) % len(shop)
+        sheet = draw_sheet(rng, draw_shown(shop, rng, places), _DRAWN)
+        for question, true in zip(sheet.questions, _answered(model, processor, reading, sheet), strict=True):
+            right[SHOWN_AS[question.item.form]].setdefault(question.kind, []).append(true)
+            said.setdefault(question.kind, []).append(question.answer)
+    figures = {name: {kind: Share(sum(v), len(v)) for kind, v in sorted(each.items())} for name, each in right.items()}
+    commonest = {kind: Share(max(map(v.count, set(v))), len(v)) for kind, v in sorted(said.items())}
+    return figures | {"the commonest answer": commonest}
+
+
+def _answered(
+    model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, reading: Reading, sheet: Sheet
+) -> list[bool]:
+    """Whether greedy decoding would give the answer of each question: each of its tokens is the likeliest."""
+    shown = [each.item.picture for each in sheet.questions if each.item.picture is not None]
+    batch = reading.batch([sheet], {index: place for place, index in enumerate(shown)})
+    features = None
+    if shown:
+        drawn = [[item_picture(reading.shop, index)[0]] for index in shown]
+        pixels = processor.image_processor(drawn, return_tensors="pt")["pixel_values"]
+        features = see(model, pixels[:, 0])
+    logits, labels = answer_logits(model, batch, features)
+    ended = (labels == processor.tokenizer.eos_token_id).nonzero().flatten().tolist()
+    likeliest = (logits.argmax(-1) == labels).tolist()
+    starts = [0, *(end + 1 for end in ended[:-1])]
+    return [all(likeliest[start : end + 1]) for start, end in zip(starts, ended, strict=True)]
 
 
 def chance(shop: Shop) -> dict[str, float]:

@@ -22,7 +22,7 @@ from mmsrarec_ray.summarize.prompts import item_text, user_content
 
 MAX_KEYWORDS = 6
 MAX_CHARS = 1000
-_IGNORED = -100
+IGNORED = -100
 _SPAN = 500
 _STAND_IN = "\u241a"  # stands for the item's text while the fixed part of a prompt is worked out
 
@@ -43,10 +43,13 @@ def shop_text(shop: Shop, index: int, control_tokens: Sequence[str] = ()) -> str
     return item_text(*write.item_text(shop, index), MAX_CHARS, control_tokens)
 
 
-def shop_answer(shop: Shop, index: int, form: Form) -> str:
-    """The summary a perfect reader gives of an item."""
-    known = truth.item_keywords(shop, index)
-    return render(known.image if form.has_image else (), known.text if form.has_text else ())
+def shop_answer(shop: Shop, index: int, form: Form, told: int | None = None) -> str:
+    """The summary a perfect reader gives of an item. told: the item whose text stands there; by default the same."""
+    image, text = (
+        truth.item_keywords(shop, index).image,
+        truth.item_keywords(shop, index if told is None else told).text,
+    )
+    return render(image if form.has_image else (), text if form.has_text else ())
 
 
 def _fixed_parts(processor: Idefics3Processor, form: Form) -> tuple[str, str]:
@@ -75,7 +78,7 @@ class Lessons:
     """Prompts and answers of a shop's items, token for token what the processor makes of `user_content`."""
 
     def __init__(self, shop: Shop, processor: Idefics3Processor) -> None:
-        self.shop = shop
+        self.shop, self.processor = shop, processor
         self.tokenizer = processor.tokenizer
         self.labels = np.stack([shop.attributes[name] for name in LOOK_ATTRIBUTES], 1)
         self._fixed = {form: _fixed_parts(processor, form) for form in FORMS}
@@ -86,13 +89,17 @@ class Lessons:
         text = shop_text(self.shop, index, self.tokenizer.all_special_tokens) if form.has_text else ""
         return before + text + after
 
-    def batch(self, indices: Sequence[int] | np.ndarray, form: Form) -> LanguageBatch:
-        """The examples of these items in one form."""
-        prompts = self.tokenizer([self.prompt(int(i), form) for i in indices])["input_ids"]
-        answers = self.tokenizer([shop_answer(self.shop, int(i), form) for i in indices])["input_ids"]
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, form: Form, told: Sequence[int] | np.ndarray | None = None
+    ) -> LanguageBatch:
+        """The examples of these items in one form. told: the items whose texts stand beside the pictures of `indices`;
+        by default the same."""
+        pairs = [(int(i), int(j)) for i, j in zip(indices, indices if told is None else told, strict=True)]
+        prompts = self.tokenizer([self.prompt(j, form) for _, j in pairs])["input_ids"]
+        answers = self.tokenizer([shop_answer(self.shop, i, form, j) for i, j in pairs])["input_ids"]
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
         ids = torch.full((len(prompts), length), self.tokenizer.pad_token_id)
-        labels = torch.full((len(prompts), length), _IGNORED)
+        labels = torch.full((len(prompts), length), IGNORED)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
             ending = torch.tensor([*answer, self.tokenizer.eos_token_id])

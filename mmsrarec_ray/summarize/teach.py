@@ -1,9 +1,11 @@
-"""Teaches a model the summary prompt, by supervised training on drawn items and their true keywords.
+"""Teaches a model the summary prompt and to compare items with lists, on drawn items and their true keywords.
 
-First the vision tower alone learns to tell what a picture shows (`models.pretrain_vision`), then the whole model
-learns to answer: cross-entropy on the answer's tokens, with the vision losses kept on at a lower weight. Each
-step's items, mirror images and learning rate follow from the recipe's seed and the number of the step, so a run
-that goes on from a checkpoint is the run that was never stopped.
+First the vision tower learns to tell what a picture shows (`models.pretrain_vision`), and apart from it the text model
+to compare words by tallies, and then to answer: cross-entropy on the answers' tokens, of summaries and of questions
+(`summarize.reading`). Last both learn to answer together, with the vision losses kept on at a lower weight.
+Some pictures stand beside the text of another item, so that neither is taken for the other. Each step's items, mirror
+images and learning rate follow from the recipe's seed and the number of the step, so a run that goes on from a
+checkpoint is the run that was never stopped.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from mmsrarec_ray.data.shop.law import LOOK_ATTRIBUTES
 from mmsrarec_ray.models.architecture import TextSettings, VisionSettings
 from mmsrarec_ray.models.pretrain_vision import VisionHeads, augment, see
 from mmsrarec_ray.summarize.lessons import BOTH, IMAGE_ONLY, TEXT_ONLY, LanguageBatch, Lessons, Pictures
+from mmsrarec_ray.summarize.reading import Reading, ReadingBatch, draw_sheet, draw_shown
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,24 @@ class Recipe:
     items: int = 50_000
     exam_items: int = 1_000
     processes: int = 2
-    steps: int = 7_000
-    vision_share: float = 0.55
-    # Pictures a step looks at; once the model speaks, also so many examples of each form of the prompt.
+    steps: int = 6_000
+    vision_share: float = 0.5
+    # Pictures a step looks at, and summaries of each form: those with pictures once both parts learn together.
     pictures: int = 32
-    both: int = 12
-    image_only: int = 6
-    text_only: int = 4
-    learning_rate: float = 1.5e-3
+    both: int = 8
+    image_only: int = 4
+    text_only: int = 8
+    # Of the examples with picture and text, those whose text is another item's.
+    mismatched: int = 2
+    # Tallies a step, for so many steps; then sheets a step, questions on each, and those of them that are about items
+    # of the shop.
+    tallies: int = 2
+    tally_steps: int = 1_000
+    sheets: int = 1
+    questions: int = 14
+    shown: int = 5
+    reading_weight: float = 1.5
+    learning_rate: float = 1.2e-3
     last_rate_share: float = 0.02
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -58,11 +71,13 @@ class Recipe:
     report_every: int = 50
 
     def __post_init__(self) -> None:
-        if self.both + self.image_only > self.pictures:
+        if max(self.both + self.image_only, self.sheets * self.shown) > self.pictures:
             raise ValueError(
-                "both + image_only must be at most pictures, since they share them. "
-                f"Got {self.both} + {self.image_only} and {self.pictures}."
+                "both + image_only and sheets * shown must be at most pictures, since they share them. Got "
+                f"{self.both} + {self.image_only}, {self.sheets} * {self.shown} and {self.pictures}."
             )
+        if self.tally_steps > self.vision_steps:
+            raise ValueError(f"tally_steps must be at most the vision's. Got {self.tally_steps}, {self.vision_steps}.")
         if self.items < self.processes * self.pictures:
             raise ValueError(f"items must fill a step. Got {self.items}.")
 
@@ -90,6 +105,9 @@ SMOKE = Recipe(
     both=8,
     image_only=4,
     text_only=2,
+    tally_steps=8,
+    questions=4,
+    shown=2,
     warmup_steps=5,
     checkpoint_every=10,
     report_every=5,
@@ -106,20 +124,29 @@ def step_items(recipe: Recipe, step: int, rank: int) -> np.ndarray:
     return order[start : start + recipe.pictures]
 
 
-def answer_loss(
-    model: Idefics3ForConditionalGeneration, batch: LanguageBatch, features: torch.Tensor | None
-) -> torch.Tensor:
-    """Cross-entropy of each answer token, float32 (n_answer_tokens,).
+def answer_logits(
+    model: Idefics3ForConditionalGeneration, batch: LanguageBatch | ReadingBatch, features: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits before each answer token, float32 (n_answer_tokens, vocabulary), and these tokens, int64.
 
-    features: the vision tower's, float32 (n, patches, width), one picture a row; None for prompts without one.
+    features: the vision tower's, float32 (m, patches, width), of the pictures in the order of their marks; None for
+    prompts without one.
     """
     words = model.model.text_model.embed_tokens(batch.ids)
-    if features is not None:
+    if features is not None and len(features):
         places = (batch.ids == model.config.image_token_id)[..., None]
         words = words.masked_scatter(places, model.model.connector(features))
-    hidden = model.model.text_model(inputs_embeds=words, use_cache=False).last_hidden_state
+    layout = {"attention_mask": batch.sees, "position_ids": batch.places} if isinstance(batch, ReadingBatch) else {}
+    hidden = model.model.text_model(inputs_embeds=words, use_cache=False, **layout).last_hidden_state
     asked = batch.labels >= 0
-    return functional.cross_entropy(model.lm_head(hidden[asked]), batch.labels[asked], reduction="none")
+    return model.lm_head(hidden[asked]), batch.labels[asked]
+
+
+def answer_loss(
+    model: Idefics3ForConditionalGeneration, batch: LanguageBatch | ReadingBatch, features: torch.Tensor | None
+) -> torch.Tensor:
+    """Cross-entropy of each answer token, float32 (n_answer_tokens,); features: as for `answer_logits`."""
+    return functional.cross_entropy(*answer_logits(model, batch, features), reduction="none")
 
 
 class Teacher:
@@ -134,6 +161,7 @@ class Teacher:
         rank: int = 0,
     ) -> None:
         self.model, self.lessons, self.pictures = model, lessons, pictures
+        self.reading = Reading(lessons.shop, lessons.processor)
         self.recipe, self.rank, self.step = recipe, rank, 0
         # The share of kind, colour and pattern told right in the last step.
         self.right = torch.zeros(len(LOOK_ATTRIBUTES))
@@ -159,17 +187,43 @@ class Teacher:
         features = see(self.model, pixels)
         labels, self.right = self.heads.label_loss(features, torch.from_numpy(self.lessons.labels[items]))
         losses = {"labels": labels, "silhouette": self.heads.silhouette_loss(features, silhouettes)}
-        if step < recipe.vision_steps:
-            return losses
-        losses["labels"] = recipe.label_weight_when_speaking * labels
-        first, last = recipe.both, recipe.both + recipe.image_only
+        if step < recipe.tally_steps:
+            tallies = self.reading.tallies(rng, recipe.tallies)
+            return losses | {"tally": answer_loss(self.model, tallies, None).mean()}
+        together = step >= recipe.vision_steps
+        if together:
+            losses["labels"] = recipe.label_weight_when_speaking * labels
+        return losses | {
+            "answer": self._summaries(rng, items, features if together else None),
+            "reading": self._questions(rng, items, features if together else None),
+        }
+
+    def _summaries(self, rng: np.random.Generator, items: np.ndarray, features: torch.Tensor | None) -> torch.Tensor:
+        """The loss of summaries: of other items' texts, and of the step's first pictures where there are features."""
+        recipe, lessons = self.recipe, self.lessons
         unseen = rng.integers(recipe.items, size=recipe.text_only)
-        each = [
-            answer_loss(self.model, self.lessons.batch(items[:first], BOTH), features[:first]),
-            answer_loss(self.model, self.lessons.batch(items[first:last], IMAGE_ONLY), features[first:last]),
-            answer_loss(self.model, self.lessons.batch(unseen, TEXT_ONLY), None),
-        ]
-        return losses | {"answer": torch.cat(each).mean()}
+        losses = [answer_loss(self.model, lessons.batch(unseen, TEXT_ONLY), None)]
+        if features is not None:
+            first, last = recipe.both, recipe.both + recipe.image_only
+            told = np.concatenate(
+                [rng.integers(recipe.items, size=recipe.mismatched), items[recipe.mismatched : first]]
+            )
+            losses += [
+                answer_loss(self.model, lessons.batch(items[:first], BOTH, told), features[:first]),
+                answer_loss(self.model, lessons.batch(items[first:last], IMAGE_ONLY), features[first:last]),
+            ]
+        return torch.cat(losses).mean()
+
+    def _questions(self, rng: np.random.Generator, items: np.ndarray, features: torch.Tensor | None) -> torch.Tensor:
+        """The loss of questions; some of each sheet are about the step's last items, shown as texts alone where there
+        are no features. Each question weighs alike, however long its answer is."""
+        recipe, shop = self.recipe, self.lessons.shop
+        asked = items[recipe.pictures - recipe.sheets * recipe.shown :].reshape(recipe.sheets, recipe.shown)
+        shown = [draw_shown(shop, rng, each, pictures=features is not None) for each in asked]
+        sheets = [draw_sheet(rng, each, recipe.questions - recipe.shown) for each in shown]
+        batch = self.reading.batch(sheets, {int(item): place for place, item in enumerate(items)})
+        loss = answer_loss(self.model, batch, None if features is None else features[batch.features])
+        return recipe.reading_weight * (loss * batch.weights).sum()
 
     def take_step(self) -> dict[str, float]:
         """Learn from one step's items on all processes together; returns this process's losses."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmsrarec_ray.data.shop.draw import item_picture
 from mmsrarec_ray.data.shop.law import VOCABULARY, draw_shop
 from mmsrarec_ray.models.load import TINY
-from mmsrarec_ray.summarize.evaluate_tiny import Share, answers, grade, prompts
+from mmsrarec_ray.summarize.evaluate_tiny import Share, answers, examine_reading, grade, prompts
 from mmsrarec_ray.summarize.keywords import Grammar, parse
 from mmsrarec_ray.summarize.lessons import BOTH, IMAGE_ONLY, TEXT_ONLY
 
@@ -78,6 +78,14 @@ def test_without_a_picture_it_reads_the_text(ask, shop):
     assert all(figures[name].value >= 0.99 for name in ("material", "use", "brand", "kind, in text"))
 
 
+def test_it_compares_an_item_with_lists(model, processor, shop):
+    figures = examine_reading(model, processor, shop, sheets=50)
+    guess = figures["the commonest answer"]
+    for shown, least in (("keywords", 0.9), ("picture and text", 0.8)):
+        assert figures[shown]["like"].value >= least > guess["like"].value + 0.05, shown
+        assert figures[shown]["each"].value >= 0.6 > guess["each"].value + 0.5, shown
+
+
 def test_the_folder_is_small_loads_as_float32_and_its_weights_are_half(model):
     assert sum(file.stat().st_size for file in TINY.iterdir()) <= 8 * 2**20
     assert model.dtype == torch.float32
@@ -86,16 +94,16 @@ def test_the_folder_is_small_loads_as_float32_and_its_weights_are_half(model):
     assert weights.stat().st_size < 2.1 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_every_word_of_the_shop_and_both_verdicts_are_one_token(processor):
+def test_every_word_of_the_shop_both_verdicts_and_every_digit_are_one_token(processor):
     words = [word for values in VOCABULARY.values() for word in values]
-    for word in (*words, "yes", "no"):
+    for word in (*words, "yes", "no", *map(str, range(10))):
         assert len(processor.tokenizer(f" {word}")["input_ids"]) == 1, word
 
 
 def test_the_card_says_what_the_figures_say():
     written = json.loads(Path(TINY, "figures.json").read_text())
     card = Path(TINY, "README.md").read_text()
-    for asked, column in written["figures"].items():
+    for asked, column in (written["figures"] | written["reading"]).items():
         assert asked in card
         for name, count in column.items():
             share = Share(count["right"], count["of"])

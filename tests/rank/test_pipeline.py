@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import read_log
@@ -23,15 +25,17 @@ from mmsrarec_ray.evaluate.recipes import recipe_of
 from mmsrarec_ray.job import execute, plan
 from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.pipeline import SUMMARY, Pipeline
+from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.rank.tune import ADAPTER, CHECKPOINTS
-from mmsrarec_ray.store import Artefact, Run
+from mmsrarec_ray.store import Artefact, Folder, Run
 
 ITEMS, USERS = 40, 120
 SETTINGS = (
     *("data.format=tables", "split.validation=0.2", "split.test=0.2", "train.threads=1"),
     *("methods.sasrec.dim=16", "methods.sasrec.epochs=2", "methods.sasrec.heads=1"),
     *("tune_recommender.batch_size=16", "tune_recommender.epochs=3", "tune_recommender.checkpoint_steps=5"),
-    *("tune_recommender.lora.rank=8", "tune_recommender.log_steps=1", "rank.shortlist=6", "rank.candidate=keywords"),
+    *("tune_recommender.lora.rank=8", "tune_recommender.lora.dropout=0", "tune_recommender.log_steps=1"),
+    *("rank.shortlist=6", "rank.candidate=keywords"),
     *("evaluate.methods=[popularity, mmsrarec]", "evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
 )
 
@@ -122,6 +126,26 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(done: dict[str, Artefact]) 
     assert facts["steps"] == 27  # 144 examples, 16 a step, 3 epochs
     assert CHECKPOINTS not in folder.folders()
     assert (folder / ADAPTER).exists("adapter_model.safetensors")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles its communication")
+def test_deepspeed_divides_the_work_and_learns_the_same(done: dict[str, Artefact], config: Config, tmp_path: Path):
+    divided = ("train.workers=2", "tune_recommender.deepspeed=zero2")
+    stage = TuneRecommender(load(None, [f"data.path={config.data.path}", f"run={config.run}", *SETTINGS, *divided]))
+    inputs = {name: done[name] for name in ("dataset", "keywords", "retriever")}
+    facts = stage.run(Folder.at(str(tmp_path)), inputs).metrics
+    alone = done["recommender"]
+    assert facts["steps"] == alone.manifest.metrics["steps"]
+    assert facts["train_loss"] == pytest.approx(alone.manifest.metrics["train_loss"], rel=1e-3)
+    assert facts["validation_loss"] == pytest.approx(alone.manifest.metrics["validation_loss"], rel=1e-3)
+    learnt, expected = (_weights(folder / ADAPTER) for folder in (Folder.at(str(tmp_path)), alone.folder))
+    assert learnt.keys() == expected.keys()
+    for name, weights in expected.items():
+        assert np.linalg.norm(learnt[name] - weights) <= 0.02 * np.linalg.norm(weights), name
+
+
+def _weights(adapter: Folder) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load(adapter.read_bytes("adapter_model.safetensors"))
 
 
 def test_the_whole_catalogue_is_ranked_below_the_shortlist(done: dict[str, Artefact], config: Config) -> None:

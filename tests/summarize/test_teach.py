@@ -132,26 +132,32 @@ def test_the_learning_rate_warms_up_in_both_parts_and_falls():
 
 
 def test_teaching_lowers_every_loss(new_teacher):
-    recipe = replace(RECIPE, steps=60, vision_share=0.4)
+    recipe = replace(RECIPE, steps=80, vision_share=0.4)
     history = list(new_teacher(recipe).run(recipe.steps))
-    assert [step for step, _ in history] == list(range(1, 61))
-    assert all(("answer" in losses) == (step > recipe.vision_steps) for step, losses in history)
+    assert [step for step, _ in history] == list(range(1, 81))
+    assert all(("answer" in losses) == (step > recipe.tally_steps) for step, losses in history)
     silhouette = [losses["silhouette"] for _, losses in history]
     answer = [losses["answer"] for _, losses in history if "answer" in losses]
     labels = [losses["labels"] for _, losses in history[: recipe.vision_steps]]
     assert np.mean(silhouette[-5:]) < 0.75 * np.mean(silhouette[:5])
     assert np.mean(labels[-5:]) < np.mean(labels[:5])
     assert np.mean(answer[-5:]) < 0.7 * np.mean(answer[:3])
+    tally = [losses["tally"] for _, losses in history if "tally" in losses]
+    reading = [losses["reading"] for _, losses in history if "reading" in losses]
+    assert (len(tally), len(reading)) == (recipe.tally_steps, recipe.steps - recipe.tally_steps)
+    assert np.mean(tally[-3:]) < np.mean(tally[:3])
+    assert np.mean(reading[-5:]) < 0.7 * np.mean(reading[:5])
 
 
-def test_the_language_part_rests_while_the_vision_tower_learns(new_teacher):
+def test_picture_and_words_do_not_meet_while_the_vision_tower_learns_alone(new_teacher):
     teacher = new_teacher()
     before = {name: value.clone() for name, value in weights(teacher).items()}
     list(teacher.run(RECIPE.vision_steps))
     after = weights(teacher)
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert any("vision_model" in name for name in moved)
-    assert not any("text_model" in name or "connector" in name or "lm_head" in name for name in moved)
+    assert any("text_model" in name for name in moved)
+    assert not any("connector" in name for name in moved)
 
 
 # In the middle of either part, at the seam between them, and at the very end.
@@ -189,7 +195,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(new_teacher, tmp_path):
 
 def test_two_processes_hold_the_same_model_and_share_their_gradients(cache, tmp_path, new_teacher):
     """Two processes of 8 pictures take the step of one process that sees both halves."""
-    recipe = replace(RECIPE, processes=2, pictures=8, both=4, image_only=2, text_only=1, steps=2, vision_share=1.0)
+    parts = {"both": 4, "image_only": 2, "text_only": 1, "shown": 1, "tally_steps": 1}
+    recipe = replace(RECIPE, processes=2, pictures=8, steps=2, vision_share=1.0, **parts)
     for name in cache.iterdir():
         os.symlink(name, tmp_path / name.name)
     train(tmp_path, recipe)
@@ -248,7 +255,7 @@ def test_the_interval_is_wilsons():
 
 
 def test_a_smoke_build_writes_a_model_folder_with_card_and_figures(tmp_path, monkeypatch):
-    recipe = replace(RECIPE, steps=4, exam_items=6)
+    recipe = replace(RECIPE, steps=4, tally_steps=1, exam_items=6)
     out = tmp_path / "model"
     figures = build_tiny(out, tmp_path / "cache", recipe)
     assert {path.name for path in out.iterdir()} >= {
@@ -259,7 +266,7 @@ def test_a_smoke_build_writes_a_model_folder_with_card_and_figures(tmp_path, mon
     written = json.loads((out / "figures.json").read_text())
     assert written["recipe"]["steps"] == 4
     for asked, name in itertools.product(("picture alone", "picture and text"), ("colour", "kind")):
-        share = figures[asked][name]
+        share = figures.summaries[asked][name]
         assert written["figures"][asked][name] == {"right": share.right, "of": share.of}
         assert share.of == 6
     loaded = Idefics3ForConditionalGeneration.from_pretrained(out)

@@ -1,0 +1,181 @@
+"""What limits the recommender on the drawn shop: a plain rule on what the language model reads, then on more.
+
+    python benchmarks/limits.py --config configs/shop.yaml run=…
+
+The rule is a logistic regression that learns from the same examples as the language model: for each attribute, how
+many lines of the history and of the similar users' choices name the candidate's keyword, whether the last line does.
+First it reads the lines that the model reads; then one thing at a time gets better: the keywords are the true ones, the
+history is longer, the popularity of the candidate is known. All rank the test lists of the run, whose stages are made
+where they are not there yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.data.log import Log, Sequences, read_log
+from mmsrarec_ray.data.parts import read_parts
+from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.data.shop.generate import item_id, shop_of
+from mmsrarec_ray.data.shop.law import VOCABULARY
+from mmsrarec_ray.data.shop.truth import item_keywords
+from mmsrarec_ray.evaluate.intervals import interval
+from mmsrarec_ray.evaluate.lists import cases_of, draw_negatives, pool_of
+from mmsrarec_ray.evaluate.metrics import Ranks, per_case
+from mmsrarec_ray.evaluate.stages import Scores, read_rankings
+from mmsrarec_ray.job import Stage, connect, execute
+from mmsrarec_ray.rank.catalogue import Catalogue, line
+from mmsrarec_ray.rank.stage import EXAMPLES, TuneRecommender
+from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.store import Artefact, Run
+from mmsrarec_ray.summarize.stage import Summarize
+
+ATTRIBUTES = ("colour", "pattern", "kind", "material", "use", "brand")
+METRICS = ("HR@5", "AUC", "NDCG@5")
+REFERENCES = ("random", "popularity", "itemknn", "sasrec", "mmsrarec", "history_oracle")
+LONGER = (20, 50)
+
+
+class Asked(NamedTuple):
+    """Users at a moment with candidates. history: their items so far; neighbours: int64 (n, k), what similar users
+    chose next, -1 where there are fewer; candidates: int64 (n, c)."""
+
+    history: Sequences
+    neighbours: np.ndarray
+    candidates: np.ndarray
+
+
+def codes(lines: list[str]) -> np.ndarray:
+    """The value of each attribute that the keywords of each item name, -1 where they name none: int8 (n + 1, 6); the
+    last row is of no item."""
+    places = {word: (a, v) for a, name in enumerate(ATTRIBUTES) for v, word in enumerate(VOCABULARY[name])}
+    found = np.full((len(lines) + 1, len(ATTRIBUTES)), -1, np.int8)
+    for row, words in enumerate(lines):
+        for attribute, value in (places[word] for word in words.split(", ") if word in places):
+            found[row, attribute] = value
+    return found
+
+
+def features(asked: Asked, said: np.ndarray, length: int, counts: np.ndarray | None) -> np.ndarray:
+    """float64 (n * c, f). said: as `codes` gives it; length: items of the history; counts: an item's interactions,
+    where the rule may know them."""
+    own = said[asked.candidates]
+    shares = []
+    for items in (asked.history.last(length, -1), asked.neighbours):
+        there = np.maximum((items >= 0).sum(1), 1)[:, None, None]
+        shares.append(_same(said[items], own).sum(1) / there)
+    last = _same(said[asked.history.last(1, -1)], own)[:, 0]
+    known = [np.log1p(counts)[asked.candidates][..., None]] if counts is not None else []
+    whole = np.concatenate([*shares, last, own < 0, *known], axis=2)
+    return whole.reshape(-1, whole.shape[2])
+
+
+def _same(lines: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """bool (n, lines, c, 6)"""
+    return (lines[:, :, None] == own[:, None]) & (own >= 0)[:, None]
+
+
+def artefacts(config: Config) -> dict[str, Artefact]:
+    """What the rule reads, made where it is not there."""
+    stages: list[Stage] = [Prepare(config), Summarize(config), Retrieve(config), TuneRecommender(config)]
+    stages += [Scores(config, name) for name in REFERENCES]
+    made = {}
+    for stage in stages:
+        step, _, _ = execute(stage, Run.at(config.run))
+        assert step.artefact is not None
+        made[stage.artefact] = step.artefact
+    return made
+
+
+def training(log: Log, made: dict[str, Artefact]) -> tuple[Asked, np.ndarray]:
+    """The language model's training examples, one candidate a row, and whether it was chosen: bool (n,)."""
+    rows = read_parts(made["recommender"].folder / EXAMPLES / "train", ["user_id", "cut", "number", "answer"])
+    users = pc.index_in(rows["user_id"], value_set=log.users).to_numpy().astype(np.int64)
+    history = log.sequences.beginnings(users, rows["cut"].to_numpy().astype(np.int64))
+    near = _neighbours(log, made, "train", users, rows["cut"].to_numpy())
+    chosen = pc.equal(rows["answer"], "yes").to_numpy(zero_copy_only=False)
+    return Asked(history, near, rows["number"].to_numpy()[:, None]), chosen
+
+
+def testing(log: Log, made: dict[str, Artefact], config: Config) -> Asked:
+    """The test lists, the positive first."""
+    cases = cases_of(log)
+    seed = config.evaluate.seeds[0]
+    drawn = draw_negatives(log, cases, pool_of(log, config.evaluate), config.evaluate.negatives, seed)
+    history = cases.queries.histories
+    near = _neighbours(log, made, "test", history.users, history.lengths)
+    return Asked(history, near, np.column_stack([cases.positives.astype(np.int64), drawn]))
+
+
+def _neighbours(log: Log, made: dict[str, Artefact], split: str, users: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """What the similar users of these contexts chose next: int64 (n, k)."""
+    contexts = read_parts(made["retriever"].folder / "contexts", ["user_id", "cut", "split", "neighbours"])
+    contexts = contexts.filter(pc.equal(contexts["split"], split))
+    numbers = pc.index_in(contexts["user_id"], value_set=log.users).to_pylist()
+    chosen = [[each["next_item_id"] for each in row] for row in contexts["neighbours"].to_pylist()]
+    of = dict(zip(zip(numbers, contexts["cut"].to_pylist(), strict=True), chosen, strict=True))
+    rows = [of[int(user), int(cut)] for user, cut in zip(users, cuts, strict=True)]
+    found = np.full((len(rows), max(map(len, rows))), -1, np.int64)
+    for row, ids in enumerate(rows):
+        found[row, : len(ids)] = pc.index_in(pa.array(ids, pa.string()), value_set=log.items).to_numpy()
+    return found
+
+
+def measured(name: str, values: dict[str, np.ndarray], resamples: int) -> str:
+    """A row of the table."""
+    columns = np.column_stack([values[metric] for metric in METRICS])
+    low, high = interval(columns, resamples, 0)
+    told = zip(100 * columns.mean(0), 100 * low, 100 * high, strict=True)
+    return f"| {name} | " + " | ".join(f"{mean:.1f} ({a:.1f}–{b:.1f})" for mean, a, b in told) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    config = load(options.config, options.settings)
+    connect(config)
+    made = artefacts(config)
+    log = read_log(made["dataset"].folder)
+    train, chosen = training(log, made)
+    test = testing(log, made, config)
+    catalogue = Catalogue.read(made["dataset"].folder, made["keywords"].folder, "keywords")
+    shop = shop_of(config.shop.seed, config.shop.items)
+    numbers = {item_id(index): index for index in range(len(shop))}
+    said = codes(catalogue.words.to_pylist())
+    true = codes([line(*item_keywords(shop, numbers[item])) for item in log.items.to_pylist()])
+    counts = np.bincount(log.train().items, minlength=log.n_items)
+    n = config.retrieve.history
+    tried: list[tuple[str, np.ndarray, int, np.ndarray | None]] = [
+        (f"rule, the lines that the model reads ({n} items of history)", said, n, None)
+    ]
+    tried += [("rule, true keywords", true, n, None), ("rule, and popularity", said, n, counts)]
+    tried += [(f"rule, {length} items of history", said, length, None) for length in LONGER]
+    tried += [(f"rule, all three ({LONGER[-1]} items)", true, LONGER[-1], counts)]
+
+    print("| | " + " | ".join(METRICS) + " |\n|---|---|---|---|")
+    for name in REFERENCES:
+        table = read_rankings(made[f"scores/{name}"].folder, config.evaluate.seeds[0])
+        ranks = Ranks(*(table[column].to_numpy() for column in ("greater", "equal", "others")))
+        print(measured(name, per_case(ranks, (5,)), config.evaluate.bootstrap), flush=True)
+    for name, words, length, known in tried:
+        scale = StandardScaler().fit(seen := features(train, words, length, known))
+        rule = LogisticRegression(C=0.1, max_iter=2000).fit(scale.transform(seen), chosen)
+        scores = rule.decision_function(scale.transform(features(test, words, length, known)))
+        ranks = Ranks.of(scores.reshape(test.candidates.shape), np.zeros(len(test.candidates), np.int64))
+        print(measured(name, per_case(ranks, (5,)), config.evaluate.bootstrap), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

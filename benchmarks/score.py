@@ -1,0 +1,154 @@
+"""Candidates a second of the recommender's scorer, with and without shared prefixes, beside the bare engine.
+
+    python benchmarks/score.py
+
+The same questions go to `rank.score` (Ray Data and the engine of `ray.data.llm`) and to vLLM's own `LLM.generate`, each
+with prefix caching and without it: without, the candidates of a user are as many separate prompts. Two lengths of what
+a user's candidates share: that of the defaults, and a long one. Starting is left out: the scorer is asked for some
+users and for more, and the difference counts; the bare engine is warm. Each engine runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.data.shop.generate import item_row, shop_of
+from mmsrarec_ray.data.shop.truth import item_keywords
+from mmsrarec_ray.rank.catalogue import Catalogue, line
+
+ITEMS = 1200
+SHARED = {"short": (5, 3), "long": (40, 10)}  # items of the history, items of similar users
+
+
+class Work(NamedTuple):
+    """What is asked: arrays of item numbers, one a user."""
+
+    histories: list[np.ndarray]
+    neighbours: list[np.ndarray]
+    candidates: list[np.ndarray]
+
+    def first(self, users: int) -> Work:
+        """Of so many users alone."""
+        return Work(*(part[:users] for part in self))
+
+
+def catalogue(form: str) -> Catalogue:
+    """The drawn shop with its true keywords."""
+    shop = shop_of(0, ITEMS)
+    rows = [{"image_uri": None, **item_row(shop, index)} for index in range(ITEMS)]
+    words = pa.array([line(*item_keywords(shop, index)) for index in range(ITEMS)])
+    table = pa.Table.from_pylist(rows)
+    shown = {"image": ["title", "text", "image", "image_uri"], "text": ["title", "text"], "keywords": []}[form]
+    return Catalogue(table["item_id"].combine_chunks(), words, table.select(shown))
+
+
+def drawn(users: int, candidates: int, shared: str) -> Work:
+    """Histories, neighbours and candidates at random: what they are does not change what they cost."""
+    rng = np.random.default_rng(0)
+    sizes = (*SHARED[shared], candidates)
+    return Work(*([rng.choice(ITEMS, size, replace=False) for _ in range(users)] for size in sizes))
+
+
+def ours(config: Config, work: Work, adapter: str | None) -> float:
+    """Candidates a second of the scorer: of the users that the second call has more."""
+    from mmsrarec_ray.job import connect
+    from mmsrarec_ray.rank.score import score
+
+    connect(config)
+    shown, seconds = catalogue(config.rank.candidate), []
+    few = work.first(len(work.histories) // 5)
+    for part in (few, work):
+        began = time.perf_counter()
+        score(config, shown, adapter, *part)
+        seconds.append(time.perf_counter() - began)
+    more = sum(map(len, work.candidates)) - sum(map(len, few.candidates))
+    return more / (seconds[1] - seconds[0])
+
+
+def bare(config: Config, work: Work, adapter: str | None) -> float:
+    """Candidates a second of vLLM alone, warm, prompts as tokens."""
+    from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
+    from mmsrarec_ray.rank.ask import Asker
+
+    os.environ |= engine_environment(config)
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    asker = Asker(config, catalogue(config.rank.candidate))
+    lora = {"enable_lora": True, "max_lora_rank": config.tune_recommender.lora.rank} if adapter else {}
+    model = LLM(model=source(config.model), **engine_arguments(config, **lora))
+    sampling = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(asker.answers))
+    request = LoRARequest("recommender", 1, adapter) if adapter else None
+    prompts: list[Any] = []
+    for history, neighbours, candidates in zip(*work, strict=True):
+        user = asker.user(history, neighbours)
+        for question in (asker.question(user, int(candidate)) for candidate in candidates):
+            picture = {"multi_modal_data": {"image": question.image}} if question.image is not None else {}
+            prompts.append({"prompt_token_ids": asker.tokens(question), **picture})
+    warm = len(prompts) // 5
+    model.generate(prompts[:warm], sampling, lora_request=request, use_tqdm=False)
+    began = time.perf_counter()
+    model.generate(prompts[warm:], sampling, lora_request=request, use_tqdm=False)
+    return (len(prompts) - warm) / (time.perf_counter() - began)
+
+
+def lengths(config: Config, work: Work) -> tuple[int, int]:
+    """Tokens of the first user's part, which all candidates share, and of the first question."""
+    from mmsrarec_ray.rank.ask import Asker
+
+    asker = Asker(config, catalogue(config.rank.candidate))
+    user = asker.user(work.histories[0], work.neighbours[0])
+    one, another = (asker.tokens(asker.question(user, int(candidate))) for candidate in work.candidates[0][:2])
+    pairs = zip(one, another, strict=False)
+    return next(place for place, (first, second) in enumerate(pairs) if first != second), len(one)
+
+
+def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--users", type=int, default=60, help="with a list of candidates each (60)")
+    add("--candidates", type=int, default=21, help="of each user (21)")
+    add("--adapter", help="folder of a LoRA adapter; by default the model as it is")
+    add("--output", type=Path, default=Path("runs/bench/score.json"), help="where the figures are written")
+    add("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    fixed = ["data.format=shop", "run=/nowhere", "rank.candidate=keywords", "ray.num_cpus=8", *options.settings]
+    report: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "rows": []}
+    print("| shared part | tokens, shared of all | what | prefixes shared | separate prompts | ratio |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for shared in SHARED:
+        work = drawn(options.users, options.candidates, shared)
+        tokens = alone(lengths, load(None, fixed), work)
+        for name, measure in (("scorer", ours), ("bare engine", bare)):
+            row = {"shared": shared, "tokens": tokens, "what": name}
+            for caching, column in ((True, "prefixes"), (False, "separate")):
+                config = load(None, [*fixed, f"engine.prefix_caching={str(caching).lower()}"])
+                row[column] = alone(measure, config, work, options.adapter)
+            report["rows"].append(row)
+            rates = f"{row['prefixes']:.0f} | {row['separate']:.0f} | {row['prefixes'] / row['separate']:.1f}"
+            print(f"| {shared} | {tokens[0]} of {tokens[1]} | {name} | {rates} |", flush=True)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
