@@ -321,8 +321,8 @@ class TuneRecommender(Settings):
     """Of AdamW."""
     warmup: Fraction = 0.05
     """Share of the steps."""
-    deepspeed: Literal["off", "zero1", "zero2", "zero3"] = "off"
-    """How optimizer, gradients and weights are divided over the workers."""
+    deepspeed: Literal["zero1", "zero2", "zero3"] | None = None
+    """How optimizer, gradients and weights are divided over the workers; null: not at all, without DeepSpeed."""
     gradient_checkpointing: bool = False
     """Work hidden states out again in the backward pass: less memory, more time."""
     checkpoint_steps: PositiveInt = 100

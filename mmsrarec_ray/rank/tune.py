@@ -193,8 +193,8 @@ def adapted_modules(names: Sequence[str]) -> str:
 
 
 def deepspeed(settings: TuneRecommender) -> dict[str, Any] | None:
-    """DeepSpeed's configuration (Rajbhandari et al. 2020, arXiv:1910.02054), None where it is off."""
-    if settings.deepspeed == "off":
+    """DeepSpeed's configuration (Rajbhandari et al. 2020, arXiv:1910.02054), None without it."""
+    if settings.deepspeed is None:
         return None
     return {
         "train_micro_batch_size_per_gpu": "auto",
