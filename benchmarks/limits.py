@@ -31,7 +31,7 @@ from mmsrarec_ray.data.shop.truth import item_keywords
 from mmsrarec_ray.evaluate.intervals import interval
 from mmsrarec_ray.evaluate.lists import cases_of, draw_negatives, pool_of
 from mmsrarec_ray.evaluate.metrics import Ranks, per_case
-from mmsrarec_ray.evaluate.stages import Scores, read_rankings
+from mmsrarec_ray.evaluate.stages import Scores, read_rankings, sampled
 from mmsrarec_ray.job import Stage, connect, execute
 from mmsrarec_ray.rank.catalogue import Catalogue, line
 from mmsrarec_ray.rank.stage import EXAMPLES, TuneRecommender
@@ -144,6 +144,8 @@ def main() -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
     config = load(options.config, options.settings)
+    if config.data.format != "shop" or not sampled(config):
+        parser.error("the rule ranks sampled lists of the drawn shop: data.format=shop, evaluate.protocol=paper")
     connect(config)
     made = artefacts(config)
     log = read_log(made["dataset"].folder)

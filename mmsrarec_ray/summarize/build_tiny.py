@@ -40,8 +40,8 @@ everything in this repository runs on a machine without a GPU and without a mode
 hold it to known answers. It knows the drawn shop of `mmsrarec_ray/data/shop` and nothing else: on photographs
 and on other texts it is of no use.
 
-- Made from nothing but this project's own drawings and sentences: {items:,} items of the shop with seed {seed}.
-  No other data and no other model went into it.
+- Made from nothing but this project's own drawings, sentences and lists of words: {items:,} items of the shop with
+  seed {seed}. No other data and no other model went into it.
 - Pictures of {image_size} x {image_size} pixels, {image_tokens} tokens each; a vocabulary of {vocabulary:,}
   tokens; inputs up to {context:,} tokens.
 - The weights are stored as float16 and meant to be computed with as float32, which `config.json` says.
@@ -61,9 +61,12 @@ It also compares: beside a list of up to 16 lines of keywords it is asked about 
 text, as a picture or as both. "each": how many lines name each of its keywords (the share of answers in which every
 number is right); "often": does every third line or more name its colour, its kind, …; "like": do the lines share a
 quarter of its keywords or more, on average. Lists are drawn at random: of users and their choices it knows nothing.
-{exam_questions:,} questions, the share in % that is right:
+{exam_questions:,} questions, the share in % that is right; "one answer": what the commonest answer to them would get:
 
 {reading}
+
+So it gives verdicts on keywords. Of items that are shown by text or picture it counts the keywords, but its yes or no
+about them is hardly better than one answer to all; fine-tuning would have to teach that.
 
 ## Rebuild
 
@@ -211,7 +214,8 @@ def _counts(figures: dict[str, dict[str, Share]]) -> dict[str, dict[str, dict[st
 
 
 def _card(figures: Figures, guess: dict[str, float], parameters: int, vocabulary: int, recipe: Recipe) -> str:
-    questions = sum(share.of for shown in SHOWN for share in figures.reading[shown].values())
+    asked = (figures.reading[shown].items() for shown in SHOWN)
+    questions = sum(share.of for column in asked for kind, share in column if kind in reading.QUESTIONS)
     return CARD.format(
         parameters=parameters,
         vocabulary=vocabulary,

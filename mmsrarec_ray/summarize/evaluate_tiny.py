@@ -33,6 +33,7 @@ SHOWN_AS: dict[Form | None, str] = {
     BOTH: "picture and text",
 }
 SHOWN = tuple(SHOWN_AS.values())
+ONE_ANSWER = ", one answer"
 _HIDDEN = "kind, hidden"
 
 
@@ -155,20 +156,23 @@ def examine_reading(
     model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, shop: Shop, sheets: int
 ) -> dict[str, dict[str, Share]]:
     """How often the answers to questions beside a list are right in every token: how the item is shown -> kind of
-    question -> share; "the commonest answer" is what one answer to all questions of a kind would get."""
+    question -> share; "KIND, one answer" is what the commonest answer to those questions would get."""
     reading, rng = Reading(shop, processor), np.random.default_rng([shop.seed, 20])
     right: dict[str, dict[str, list[bool]]] = {name: {} for name in SHOWN}
-    said: dict[str, list[str]] = {}
+    said: dict[str, dict[str, list[str]]] = {name: {} for name in SHOWN}
     model.eval()
     for start in range(0, sheets * _ASKED, _ASKED):
         places = np.arange(start, start + _ASKED) % len(shop)
         sheet = draw_sheet(rng, draw_shown(shop, rng, places), _DRAWN)
         for question, true in zip(sheet.questions, _answered(model, processor, reading, sheet), strict=True):
-            right[SHOWN_AS[question.item.form]].setdefault(question.kind, []).append(true)
-            said.setdefault(question.kind, []).append(question.answer)
-    figures = {name: {kind: Share(sum(v), len(v)) for kind, v in sorted(each.items())} for name, each in right.items()}
-    commonest = {kind: Share(max(map(v.count, set(v))), len(v)) for kind, v in sorted(said.items())}
-    return figures | {"the commonest answer": commonest}
+            shown = SHOWN_AS[question.item.form]
+            right[shown].setdefault(question.kind, []).append(true)
+            said[shown].setdefault(question.kind, []).append(question.answer)
+    return {
+        shown: {kind: Share(sum(values), len(values)) for kind, values in sorted(right[shown].items())}
+        | {f"{kind}{ONE_ANSWER}": Share(max(map(v.count, set(v))), len(v)) for kind, v in sorted(said[shown].items())}
+        for shown in SHOWN
+    }
 
 
 def _answered(

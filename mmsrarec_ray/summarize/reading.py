@@ -6,7 +6,7 @@ from them: what a user wants is not taught here. All questions of a sheet share 
 the list and itself alone (`ReadingBatch.sees`), at the places it would have if it stood alone.
 
 To find a word's equals is what a small transformer learns last and only from many examples. A tally gives them: a long
-list in which each keyword is followed by the number of earlier lines that name it, so nearly every other token teaches.
+list in which each keyword is followed by the number of earlier lines that name it, so every third token teaches.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Recipe:
 
     @property
     def vision_steps(self) -> int:
-        """Steps that the vision tower trains alone."""
+        """Steps that the vision tower and the text model train apart."""
         return round(self.vision_share * self.steps)
 
     def rate(self, step: int) -> float:
