@@ -32,6 +32,7 @@ from mmsrarec_ray.rank.catalogue import Catalogue, line
 
 ITEMS = 1200
 BATCHED_TOKENS = 2048  # what vLLM gives the scorer's engine by itself, and `LLM` twice
+MORE = 8  # times the users of the scorer's first call stand in its second: starting must not decide the difference
 SHARED = {"short": (5, 3), "long": (40, 10)}  # items of the history, items of similar users
 
 
@@ -72,7 +73,7 @@ def ours(config: Config, work: Work, adapter: str | None) -> float:
     connect(config)
     shown, seconds = catalogue(config.rank.candidate), []
     score(config, shown, adapter, *work.first(1))  # what is loaded once
-    few = work.first(len(work.histories) // 5)
+    few = work.first(len(work.histories) // MORE)
     for part in (few, work):
         began = time.perf_counter()
         score(config, shown, adapter, *part)
@@ -129,7 +130,7 @@ def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--users", type=int, default=60, help="with a list of candidates each (60)")
+    add("--users", type=int, default=30, help="with a list of candidates each (30)")
     add("--candidates", type=int, default=21, help="of each user (21)")
     add("--adapter", help="folder of a LoRA adapter; by default the model as it is")
     add("--output", type=Path, default=Path("runs/bench/score.json"), help="where the figures are written")
@@ -141,13 +142,13 @@ def main() -> None:
     print("| shared part | tokens, shared of all | what | prefixes shared | separate prompts | ratio |")
     print("|---|---|---|---|---|---|", flush=True)
     for shared in SHARED:
-        work = drawn(options.users, options.candidates, shared)
+        work = drawn(MORE * options.users, options.candidates, shared)
         tokens = alone(lengths, load(None, fixed), work)
-        for name, measure in (("scorer", ours), ("bare engine", bare)):
+        for name, measure, asked in (("scorer", ours, work), ("bare engine", bare, work.first(options.users))):
             row = {"shared": shared, "tokens": tokens, "what": name}
             for caching, column in ((True, "prefixes"), (False, "separate")):
                 config = load(None, [*fixed, f"engine.prefix_caching={str(caching).lower()}"])
-                row[column] = alone(measure, config, work, options.adapter)
+                row[column] = alone(measure, config, asked, options.adapter)
             report["rows"].append(row)
             rates = f"{row['prefixes']:.0f} | {row['separate']:.0f} | {row['prefixes'] / row['separate']:.1f}"
             print(f"| {shared} | {tokens[0]} of {tokens[1]} | {name} | {rates} |", flush=True)
