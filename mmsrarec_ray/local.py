@@ -59,6 +59,7 @@ def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
             yield address
         finally:
             _stop(process)
+            _forget(chosen["port"])
 
 
 def _free_ports(count: int) -> list[int]:
@@ -97,6 +98,20 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
     with suppress(ProcessLookupError):  # nothing of its session is left, mostly
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _forget(port: int) -> None:
+    """Remove the note of the newest cluster if it is this one.
+
+    `ray start` leaves it behind when it is terminated, and whoever looks for a cluster there would wait for a dead one:
+    Ray Train does so for 12 seconds after every training.
+    """
+    from ray._common.utils import get_ray_address_file
+
+    note = Path(get_ray_address_file(None))
+    with suppress(FileNotFoundError):
+        if note.read_text().endswith(f":{port}"):
+            note.unlink()
 
 
 def submit(entrypoint: list[str], num_cpus: int) -> int:

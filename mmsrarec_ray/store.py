@@ -135,6 +135,16 @@ class Folder:
             stream.write(content)
         self.filesystem.move(self.file(name + ".part"), self.file(name))
 
+    def download(self, local: Path) -> None:
+        """Copy all files below into a folder of this machine."""
+        local.mkdir(parents=True, exist_ok=True)
+        pafs.copy_files(self.path, str(local), self.filesystem, pafs.LocalFileSystem())
+
+    def upload(self, local: Path) -> None:
+        """Copy all files of a folder of this machine here; unlike `write_bytes`, a file may appear half written."""
+        self.filesystem.create_dir(self.path, recursive=True)
+        pafs.copy_files(str(local), self.path, pafs.LocalFileSystem(), self.filesystem)
+
     def files(self) -> list[str]:
         """Paths of all files below, relative to this folder, sorted."""
         return sorted(self.entries())

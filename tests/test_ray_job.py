@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ray._common.utils import get_ray_address_file
 from ray.util.state import list_tasks
 
 from mmsrarec_ray.local import local_cluster
@@ -108,8 +109,11 @@ def test_a_local_job_that_is_stopped_takes_its_cluster_along() -> None:
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT / "configs")
     assert process.stderr is not None
     line = next(line for line in process.stderr if line.startswith("Ray dashboard while it runs: "))
+    note = Path(get_ray_address_file(None))
+    ours = note.read_text()
     process.terminate()
     process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
+    assert not note.exists() or note.read_text() != ours
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{line.split()[-1]}/api/gcs_healthz", timeout=5)

@@ -84,6 +84,18 @@ def test_a_uri_of_a_file_opens_it_from_anywhere(run: Run) -> None:
         assert stream.read() == b"text"
 
 
+def test_a_folder_goes_to_another_machine_and_comes_back(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "made" / "deep").mkdir(parents=True)
+    (tmp_path / "made" / "a").write_bytes(b"1")
+    (tmp_path / "made" / "deep" / "b").write_bytes(b"2")
+    folder = run.artefact("keywords", "f" * 20).folder / "kept"
+    folder.upload(tmp_path / "made")
+    assert folder.files() == ["a", "deep/b"]
+    folder.download(tmp_path / "fetched")
+    assert (tmp_path / "fetched" / "a").read_bytes() == b"1"
+    assert (tmp_path / "fetched" / "deep" / "b").read_bytes() == b"2"
+
+
 def test_a_missing_a_damaged_and_a_newer_manifest_are_told_apart(tmp_path: Path) -> None:
     artefact = Run.at(str(tmp_path)).artefact("keywords", "f1")
     with pytest.raises(ArtefactError, match="no such artefact, or it is unfinished"):

@@ -74,13 +74,9 @@ class TuneRecommender(Stage):
         log = read_log(inputs["dataset"].folder)
         catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, self.config.rank.candidate)
         retriever = inputs["retriever"]
-        counts: dict[str, int] = {}
-        for split in _SPLITS:
-            (out / EXAMPLES / split).clear()  # parts of a killed run
-            total = retriever.manifest.counts[f"{split}_contexts"]
-            folder = out / EXAMPLES / split
-            done = write_examples(self.config, log, catalogue, retriever.folder, split, total, folder)
-            counts |= {f"{split}_contexts": done["contexts"], f"{split}_examples": done["examples"]}
+        (out / EXAMPLES).clear()  # parts of a killed run
+        contexts = {split: retriever.manifest.counts[f"{split}_contexts"] for split in _SPLITS}
+        counts = write_examples(self.config, log, catalogue, retriever.folder, contexts, out / EXAMPLES)
         train, validation = (counts[f"{split}_examples"] for split in _SPLITS)
         say(f"tune_recommender: {train:,} examples, {validation:,} for validation")
         if not out.exists(FACTS):  # else a run was killed when all but the manifest was there

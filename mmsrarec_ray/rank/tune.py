@@ -19,6 +19,7 @@ from mmsrarec_ray.config import Config, TuneRecommender
 from mmsrarec_ray.models.load import source
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.examples import read_examples
 from mmsrarec_ray.store import Folder
 
 ADAPTER, CHECKPOINTS, FACTS = "adapter", "checkpoints", "training.json"
@@ -142,13 +143,8 @@ class _Tuning:
         )
 
     def _examples(self, folder: Folder) -> Any:
-        """The examples as TRL takes them, in the order of their parts' names; pictures are decoded on demand."""
-        from datasets import Dataset
-
-        local = _download(folder, self.scratch / folder.path.rsplit("/", 1)[-1])
-        files = [str(local / name) for name in sorted(os.listdir(local))]
-        rows = Dataset.from_parquet(files, cache_dir=str(self.scratch / "cache"))
-        return rows.select_columns(["prompt", "answer", "number"]).with_transform(self._completed)
+        """Examples whose pictures are decoded on demand."""
+        return read_examples(folder, self.scratch).with_transform(self._completed)
 
     def _completed(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         pictures = [self.asker.picture(number) for number in batch["number"]]
@@ -170,7 +166,7 @@ class _Tuning:
                 local = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 kept = tuning.task.out / CHECKPOINTS / f"{state.global_step:09d}"
                 if local.exists():
-                    _upload(local, kept)
+                    kept.upload(local)
                     shutil.rmtree(local)
                 if torch.distributed.is_initialized():
                     torch.distributed.barrier()
@@ -220,17 +216,6 @@ def _whole(folder: Folder) -> list[str]:
 def _newest(folder: Folder, local: Path) -> tuple[str | None, int]:
     """A local copy of the newest complete checkpoint, and its step; None and 0 where there is none."""
     for name in _whole(folder):
-        return str(_download(folder / name, local)), int(name)
+        (folder / name).download(local)
+        return str(local), int(name)
     return None, 0
-
-
-def _upload(local: Path, folder: Folder) -> None:
-    for file in sorted(path for path in local.rglob("*") if path.is_file()):
-        folder.write_bytes(file.relative_to(local).as_posix(), file.read_bytes())
-
-
-def _download(folder: Folder, local: Path) -> Path:
-    for name in folder.entries():
-        (local / name).parent.mkdir(parents=True, exist_ok=True)
-        (local / name).write_bytes(folder.read_bytes(name))
-    return local

@@ -82,6 +82,19 @@ def test_examples_are_token_for_token_what_the_processor_makes(lessons, processo
         assert answer == shop_answer(lessons.shop, row, form) + "<|im_end|>"
 
 
+def test_a_picture_beside_another_items_text_keeps_its_own_keywords(lessons, processor):
+    shown, told = [0, 1], [2, 3]
+    batch = lessons.batch(shown, BOTH, told)
+    for row in range(2):
+        asked = batch.labels[row] >= 0
+        answer = processor.tokenizer.decode(batch.labels[row][asked]).removesuffix("<|im_end|>")
+        assert answer.startswith(shop_answer(lessons.shop, shown[row], IMAGE_ONLY))
+        assert answer.endswith(shop_answer(lessons.shop, told[row], TEXT_ONLY))
+        assert lessons.prompt(told[row], BOTH) == processor.tokenizer.decode(
+            batch.ids[row][: int(asked.nonzero()[0]) + 1]
+        )
+
+
 def test_an_answer_names_what_the_form_holds(lessons):
     index = int(np.flatnonzero(~lessons.shop.hidden_kind)[0])
     both, image, text = (shop_answer(lessons.shop, index, form) for form in (BOTH, IMAGE_ONLY, TEXT_ONLY))
