@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import os
+import random
 import shlex
 import signal
 import socket
@@ -27,6 +29,7 @@ from mmsrarec_ray.progress import say
 
 _HERE = "127.0.0.1"
 _PATIENCE_SECONDS = 120
+_PORTS = range(20_000, 32_768)  # above those of Ray's workers, below those that Linux gives to any process
 
 
 @contextmanager
@@ -46,6 +49,8 @@ def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",  # the job's `python`
         # Every stage is a few worker processes: let that many start at a time, instead of warning of each.
         "RAY_worker_maximum_startup_concurrency": str(num_cpus),
+        # Its job has ended when it is stopped: nothing is left to wait half a minute for.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     address = f"http://{_HERE}:{chosen['dashboard-port']}"
     with tempfile.TemporaryFile("w+") as log:
@@ -63,15 +68,15 @@ def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((_HERE, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Ports that nobody listens on now, and that are not handed out to whoever asks for any: Ray binds them later."""
+    ports: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((_HERE, port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError(f"fewer than {count} free ports between {_PORTS.start} and {_PORTS.stop - 1}.")
 
 
 def _wait_for(url: str, process: subprocess.Popen, log: IO[str]) -> None:
@@ -81,7 +86,7 @@ def _wait_for(url: str, process: subprocess.Popen, log: IO[str]) -> None:
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
-        except OSError:
+        except (OSError, http.client.HTTPException):  # the latter: somebody else has the port
             time.sleep(0.5)
     log.seek(0)
     raise RuntimeError(f"Ray did not come up:\n{log.read()[-3000:]}")

@@ -110,6 +110,9 @@ def test_a_local_job_that_is_stopped_takes_its_cluster_along() -> None:
     assert process.stderr is not None
     line = next(line for line in process.stderr if line.startswith("Ray dashboard while it runs: "))
     note = Path(get_ray_address_file(None))
+    deadline = time.monotonic() + 30
+    while not note.exists() and time.monotonic() < deadline:  # the dashboard answers before `ray start` writes it
+        time.sleep(0.1)
     ours = note.read_text()
     process.terminate()
     process.communicate(timeout=120)
