@@ -152,6 +152,8 @@ class Engine(Settings):
     """Rows in a Ray Data batch."""
     max_concurrent_batches: PositiveInt = 4
     """Batches an engine works on at a time, so that it never waits for one to fill."""
+    max_restarts: NonNegativeInt = 3
+    """Times each engine is started again when it dies; after that the job fails with what the engine said."""
     preprocess_concurrency: PositiveInt = 1
     """CPU actors that decode pictures and render prompts."""
     enforce_eager: bool = True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmsrarec_ray.config import Config
@@ -11,6 +14,11 @@ from mmsrarec_ray.models.load import engine_arguments, engine_environment, sourc
 
 ERROR = "__inference_error__"
 """The column in which ray.data.llm says why a row failed; '' where it did not."""
+
+_STAGE = "vLLMEngineStage"
+_SAID = re.compile(r"^(?:\((?P<who>\w+)[^)]*\) )?(?:ERROR [^\]]*\] )?(?P<error>[\w.]*(?:Error|Exception): .+)$")
+_TAIL_BYTES = 1 << 18  # of a log: what an engine says last stands near its end
+_PATIENCE_SECONDS = 60
 
 
 def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **engine: Any) -> Callable[[Any], Any]:
@@ -40,7 +48,10 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
         tokenize_stage=off,
         detokenize_stage=off,
     )
-    return build_processor(processor, postprocess=answer)
+    built = build_processor(processor, postprocess=answer)
+    # Left alone, Ray Data starts an engine that dies again and again.
+    built.get_stage_by_name(_STAGE).map_batches_kwargs["max_restarts"] = settings.max_restarts
+    return built
 
 
 def engine_resources(config: Config) -> dict[str, Any]:
@@ -66,3 +77,61 @@ def require_cpus(stage: str, needed: float) -> None:
             f"the actors of {stage} hold {needed:g} logical CPUs and the cluster has {there:g}: it would wait for "
             f"ever. Set ray.num_cpus={needed:g} or more, or start the cluster with `ray start --head --num-cpus=…`."
         )
+
+
+class EngineDied(RuntimeError):
+    """An engine died more often than `engine.max_restarts` allows."""
+
+
+@contextmanager
+def engines_heard() -> Iterator[None]:
+    """Around the work with `asked`: raises EngineDied with what the engine said where one has died for good.
+
+    Ray tells only that an actor is gone; why stands in the logs of the engine's processes.
+    """
+    from ray.exceptions import RayActorError
+
+    try:
+        yield
+    except RayActorError as error:
+        if _STAGE not in str(error):
+            raise
+        raise EngineDied(
+            f"an engine died and was not started again (engine.max_restarts). It said: {_last_words()} "
+            "What is done is kept: the same command goes on from there."
+        ) from error
+
+
+def _last_words() -> str:
+    """What engines of this Ray job wrote last when they died, on all nodes that can be asked."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    job, read = ray.get_runtime_context().get_job_id(), ray.remote(num_cpus=0)(_read_last_words)
+    asked_nodes = [
+        read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            str(Path(node["RayletSocketName"]).parents[1] / "logs"), job
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    ready, _ = ray.wait(asked_nodes, num_returns=len(asked_nodes), timeout=_PATIENCE_SECONDS)
+    said = [words for each in ready for words in ray.get(each)]
+    return max(said, default=(0.0, "nothing (look into the logs of its node)."))[1]
+
+
+def _read_last_words(logs: str, job: str) -> list[tuple[float, str]]:
+    """From the logs of a job's workers: when each was last written, and its last error.
+
+    An error that the engine's own process wrote goes before what others wrote about its end.
+    """
+    found = []
+    for file in Path(logs).glob(f"worker-*-{job}-*"):
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+        errors = [said for line in lines if (said := _SAID.match(line)) and said["who"]]
+        own = [said["error"] for said in errors if said["who"] != "MainProcess"]
+        if errors:
+            found.append((file.stat().st_mtime, (own or [errors[-1]["error"]])[-1]))
+    return found

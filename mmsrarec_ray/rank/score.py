@@ -17,7 +17,7 @@ import ray
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables
-from mmsrarec_ray.models.engine import ERROR, asked, engine_cpus, require_cpus
+from mmsrarec_ray.models.engine import ERROR, asked, engine_cpus, engines_heard, require_cpus
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
@@ -66,13 +66,14 @@ def score(
     answers = asked(config, _answer, **lora)(requests)
     found = [np.full(len(each), math.nan) for each in candidates]
     progress, done = Progress("score", sum(map(len, candidates)), "candidates"), 0
-    for part in iter_tables(answers, name="score"):
-        for answer in part.to_pylist():
-            if answer["error"]:
-                raise RuntimeError(f"the engine could not score a candidate: {answer['error']}")
-            found[answer["row"]][answer["column"]] = answer["score"]
-        done += part.num_rows
-        progress.update(done)
+    with engines_heard():
+        for part in iter_tables(answers, name="score"):
+            for answer in part.to_pylist():
+                if answer["error"]:
+                    raise RuntimeError(f"the engine could not score a candidate: {answer['error']}")
+                found[answer["row"]][answer["column"]] = answer["score"]
+            done += part.num_rows
+            progress.update(done)
     if any(np.isnan(each).any() for each in found):
         raise RuntimeError("the engine answered for fewer candidates than it was asked for")
     return found

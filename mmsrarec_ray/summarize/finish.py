@@ -28,8 +28,8 @@ def parquet_files(folder: Folder) -> list[str]:
 def publish(items: Items, keyword_files: list[str], staging: Folder, out: Folder) -> tuple[dict[str, int], dict]:
     """Write `items/` and `failures/` below `out`; keywords of items that left the catalogue stay behind.
 
-    Returns the counts `out` and `failed`, and the metrics of the keywords. Raises RuntimeError for an item that
-    comes twice.
+    A task of a killed run may have written after the next run had looked: of an item that is there twice, one row
+    stays. Returns the counts `out` and `failed`, and the metrics of the keywords.
     """
     catalogue = ray.put(items.index())
     totals = Counter[str]()
@@ -53,12 +53,17 @@ def _write_sorted(rows: ray.data.Dataset, key: str, schema: pa.Schema, folder: F
     """Write rows in the order of their key, so that equal results are equal files; yields what each file holds."""
     last = None
     for number, batch in enumerate(_sorted(rows, key)):
-        table = batch.select(schema.names).cast(schema)
-        if pc.count_distinct(table[key]).as_py() != table.num_rows or table[key][0].as_py() == last:
-            raise RuntimeError(f"an {key} comes twice in {folder.path}: the parts of the run are inconsistent")
-        last = table[key][-1].as_py()
-        folder.write_bytes(f"part-{number:05d}.parquet", to_parquet(table))
-        yield table
+        table = _each_once(batch.select(schema.names).cast(schema), key, last)
+        last = batch[key][-1].as_py()
+        if table.num_rows:
+            folder.write_bytes(f"part-{number:05d}.parquet", to_parquet(table))
+            yield table
+
+
+def _each_once(table: pa.Table, key: str, last: str | None) -> pa.Table:
+    """The first row of each key, of rows in its order. last: the key before them."""
+    before = pa.chunked_array([pa.array([last], pa.string()), table[key][:-1]])
+    return table.filter(pc.fill_null(pc.not_equal(table[key].combine_chunks(), before.combine_chunks()), True))
 
 
 def _sorted(rows: ray.data.Dataset, key: str) -> Iterator[pa.Table]:

@@ -20,7 +20,8 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.parts import write_part
 from mmsrarec_ray.data.schemas import FAILURES, KEYWORDS
-from mmsrarec_ray.models.engine import ERROR, asked
+from mmsrarec_ray.metrics import Metrics
+from mmsrarec_ray.models.engine import ERROR, asked, engines_heard
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.keywords import parse
@@ -54,11 +55,10 @@ def _count_known(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
     return pa.table({"items": [batch.num_rows], "known": [int(contains(ray.get(known), keys(batch)).sum())]})
 
 
-def summarise(config: Config, items: Items, known: np.ndarray, pending: int, recipe: Recipe, out: Folder) -> Counter:
+def summarise(config: Config, items: Items, known: np.ndarray, pending: int, recipe: Recipe, out: Folder) -> None:
     """Summarise the items that are not `known`; write keyword and failure parts below `out`.
 
     known: keys as `reuse.index` gives them. pending: how many items are not known, for the progress.
-    Returns counts: summarised, failed, tokens.
     """
     # What is in one block leaves the engine together: cut so, finished rows are written, and shown, while others wait.
     fresh = map_tables(items.read(_ITEM_COLUMNS), _drop_known, ray.put(known)).repartition(
@@ -66,7 +66,7 @@ def summarise(config: Config, items: Items, known: np.ndarray, pending: int, rec
     )
     rendered = fresh.map_batches(
         _Render,
-        fn_constructor_args=(config, out),
+        fn_constructor_args=(config,),
         batch_size=config.engine.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
@@ -75,12 +75,13 @@ def summarise(config: Config, items: Items, known: np.ndarray, pending: int, rec
     written = asked(config, _answer)(rendered).map_batches(
         _write, fn_args=(recipe, out), batch_size=config.summarize.rows_per_part, batch_format="numpy"
     )
-    totals = Counter[str]()
-    progress = Progress("summarize", pending, "items")
-    for row in (row for table in iter_tables(written, name="summarize") for row in table.to_pylist()):
-        totals.update(row)
-        progress.update(totals["summarised"] + totals["failed"])
-    return totals
+    done = 0
+    progress, metrics = Progress("summarize", pending, "items"), Metrics("summarize")
+    with engines_heard():
+        for part in (part for table in iter_tables(written, name="summarize") for part in table.to_pylist()):
+            done += part["summarised"] + len(part["errors"])
+            progress.update(done)
+            metrics.done(part["summarised"], part["errors"], part["tokens"], waiting=pending - done)
 
 
 def _drop_known(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
@@ -106,7 +107,7 @@ def _write_failures(out: Folder, failures: list[dict[str, Any]]) -> None:
 class _Render:
     """CPU actor: decodes pictures and renders prompts. An item that cannot be rendered goes on as an error."""
 
-    def __init__(self, config: Config, out: Folder):
+    def __init__(self, config: Config):
         self.render = Renderer(config)
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
@@ -135,12 +136,18 @@ _REQUEST_COLUMNS = (
 )
 
 
+_PART = pa.schema([("summarised", pa.int64()), ("errors", pa.list_(pa.string())), ("tokens", pa.int64())])
+
+
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in _ANSWER_COLUMNS}
 
 
-def _write(batch: dict[str, np.ndarray], recipe: Recipe, out: Folder) -> dict[str, list[int]]:
-    """Parse answers and write them. batch: the columns of `_answer`, and the error, '' where there is none."""
+def _write(batch: dict[str, np.ndarray], recipe: Recipe, out: Folder) -> pa.Table:
+    """Parse answers and write them. batch: the columns of `_answer`, and the error, '' where there is none.
+
+    Returns one row: how many were summarised, the error class of each that failed, and the tokens.
+    """
     keywords, failures = [], []
     for position in range(len(batch["item_id"])):
         row = {name: batch[name][position] for name in batch}
@@ -152,7 +159,8 @@ def _write(batch: dict[str, np.ndarray], recipe: Recipe, out: Folder) -> dict[st
     write_part(out / KEYWORD_PARTS, pa.Table.from_pylist(keywords, KEYWORDS), ["item_id"])
     _write_failures(out, failures)
     tokens = sum(row["tokens"] for row in keywords)
-    return {"summarised": [len(keywords)], "failed": [len(failures)], "tokens": [tokens]}
+    errors = [row["error"] for row in failures]
+    return pa.Table.from_pylist([{"summarised": len(keywords), "errors": errors, "tokens": tokens}], _PART)
 
 
 def _keyword_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.models.engine import engine_cpus, engine_resources, require_cpus
 from mmsrarec_ray.models.load import engine_identity, fingerprint, source
 from mmsrarec_ray.progress import say
@@ -60,6 +61,7 @@ class Summarize(Stage):
         (out if self.fresh else staging / FAILURE_PARTS).clear()
         known = Items(out, _known_files(earlier, staging)).index()
         total, pending = count_pending(items, known)
+        Metrics(self.name).known(reused=total - pending, waiting=pending)
         say(f"summarize: {total:,} items, {total - pending:,} known, {pending:,} to summarise")
         if pending:
             summarise(self.config, items, known, pending, recipe, staging)

@@ -20,7 +20,7 @@ from mmsrarec_ray.summarize.stage import Summarize
 PACKAGE = Path(mmsrarec_ray.__file__).parent
 CONFIG = load(None, ["data.format=shop", "run=/nowhere"])
 # Settings stand in the fingerprint by their values; the others decide no score.
-BESIDE = {"config", "errors", "job", "progress", "store"}
+BESIDE = {"config", "errors", "job", "metrics", "progress", "store"}
 
 
 def imports(module: str) -> set[str]:

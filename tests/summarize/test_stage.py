@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from mmsrarec_ray.config import Config, load
@@ -126,6 +130,38 @@ def test_an_item_gets_the_half_it_can_have(first: tuple[Artefact, Manifest]) -> 
     assert keywords["item-00002"]["image_keywords"]
 
 
+def test_prometheus_can_read_what_was_done(first: tuple[Artefact, Manifest]) -> None:
+    """The stage's own metrics and vLLM's, at the endpoint of the node; other tests may have added to the counters."""
+    expected = {
+        ("ray_mmsrarec_items_total", "done"): N - 2,
+        ("ray_mmsrarec_items_total", "failed"): 2,
+        ("ray_mmsrarec_failures_total", "NothingToSummarise"): 1,
+        ("ray_mmsrarec_failures_total", "UnreadableImage"): 1,
+        ("ray_mmsrarec_tokens_total", ""): 10 * (N - 2),
+        ("ray_vllm_prefix_cache_hits_total", ""): 1,
+    }
+    deadline = time.monotonic() + 60
+    while expected and time.monotonic() < deadline:  # values reach the endpoint every few seconds
+        time.sleep(1)
+        there = scraped()
+        expected = {key: least for key, least in expected.items() if there.get(key, 0) < least}
+    assert not expected, f"not there yet: {expected} of {there}"
+
+
+def scraped() -> dict[tuple[str, str], float]:
+    """What Ray's endpoint tells of the summary stage and of vLLM, by name and by outcome or class of error."""
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    found: dict[tuple[str, str], float] = {}
+    for line in lines:
+        if line.startswith("ray_vllm_prefix") or (line.startswith("ray_mmsrarec_") and 'stage="summarize"' in line):
+            label = re.search(r'(?:outcome|error)="([^"]*)"', line)
+            key = line.split("{")[0], label[1] if label else ""
+            found[key] = found.get(key, 0.0) + float(line.split()[-1])
+    return found
+
+
 def test_the_contact_sheet_shows_pictures_and_keywords(first: tuple[Artefact, Manifest]) -> None:
     folder = first[0].folder
     page = folder.read_bytes("contact_sheet.html").decode()
@@ -183,7 +219,12 @@ def test_a_killed_run_goes_on_where_it_was(place: Place, first: tuple[Artefact, 
     schema = pq.read_table(io.BytesIO(first[0].folder.read_bytes("items/part-00000.parquet"))).schema
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(marked, schema), buffer)
-    (unfinished.folder / STAGING / "keywords").write_bytes("part-0.parquet", buffer.getvalue())
+    staged = unfinished.folder / STAGING / "keywords"
+    staged.write_bytes("part-0.parquet", buffer.getvalue())
+    # What a task wrote that outlived its driver: rows of another part once more.
+    late = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(marked[3:9], schema), late)
+    staged.write_bytes("part-1.parquet", late.getvalue())
 
     artefact, manifest, _ = other.summarise()
     after = rows_of(artefact, "items")

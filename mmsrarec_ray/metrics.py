@@ -1,0 +1,44 @@
+"""Ray metrics of the stages: every node of the cluster offers them to Prometheus, as `ray_mmsrarec_…`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from ray.util import metrics
+
+
+class Metrics:
+    """What a stage has done and has yet to do. Ray must be connected.
+
+    `mmsrarec_items_total` by outcome (done, failed, reused: known from before), `mmsrarec_failures_total` by error
+    class, `mmsrarec_tokens_total` generated, and `mmsrarec_items_waiting`; all with the name of the stage.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._items = metrics.Counter("mmsrarec_items", "Items of a stage by outcome.", ("stage", "outcome"))
+        self._failures = metrics.Counter("mmsrarec_failures", "Failed rows by class of error.", ("stage", "error"))
+        self._tokens = metrics.Counter("mmsrarec_tokens", "Tokens that a stage's engines generated.", ("stage",))
+        self._waiting = metrics.Gauge("mmsrarec_items_waiting", "Items a stage has yet to do.", ("stage",))
+        for each in (self._items, self._failures, self._tokens, self._waiting):
+            each.set_default_tags({"stage": stage})
+
+    def known(self, reused: int, waiting: int) -> None:
+        """What a stage begins with: results taken over, and what is left to do."""
+        _add(self._items, reused, outcome="reused")
+        self._waiting.set(waiting)
+
+    def done(self, done: int, errors: Iterable[str], tokens: int, waiting: int) -> None:
+        """Further items, the error classes of further failures, further tokens, and what is left."""
+        failed = Counter(errors)
+        _add(self._items, done, outcome="done")
+        _add(self._items, failed.total(), outcome="failed")
+        for error, count in failed.items():
+            _add(self._failures, count, error=error)
+        _add(self._tokens, tokens)
+        self._waiting.set(waiting)
+
+
+def _add(counter: metrics.Counter, count: int, **tags: str) -> None:
+    if count:  # Ray refuses to count nothing
+        counter.inc(count, tags)
