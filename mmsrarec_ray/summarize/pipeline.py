@@ -30,7 +30,12 @@ from mmsrarec_ray.summarize.reuse import Items, contains, keys
 
 KEYWORD_PARTS, FAILURE_PARTS = "keywords", "failures"
 _ITEM_COLUMNS = ["item_id", "title", "text", "image", "image_uri", "content_hash"]
+_REQUEST_COLUMNS = (
+    *("item_id", "content_hash", "has_image", "has_text"),
+    *("tokenized_prompt", "multimodal_data", "sampling_params", ERROR),
+)
 _ANSWER_COLUMNS = ("item_id", "content_hash", "has_image", "has_text", "generated_text", "num_generated_tokens")
+_PART = pa.schema([("summarised", pa.int64()), ("errors", pa.list_(pa.string())), ("tokens", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ def _count_known(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
     return pa.table({"items": [batch.num_rows], "known": [int(contains(ray.get(known), keys(batch)).sum())]})
 
 
-def summarise(config: Config, items: Items, known: np.ndarray, pending: int, recipe: Recipe, out: Folder) -> None:
+def summarise(
+    config: Config, items: Items, known: np.ndarray, pending: int, recipe: Recipe, out: Folder, metrics: Metrics
+) -> None:
     """Summarise the items that are not `known`; write keyword and failure parts below `out`.
 
     known: keys as `reuse.index` gives them. pending: how many items are not known, for the progress.
@@ -76,7 +83,7 @@ def summarise(config: Config, items: Items, known: np.ndarray, pending: int, rec
         _write, fn_args=(recipe, out), batch_size=config.summarize.rows_per_part, batch_format="numpy"
     )
     done = 0
-    progress, metrics = Progress("summarize", pending, "items"), Metrics("summarize")
+    progress = Progress("summarize", pending, "items")
     with engines_heard():
         for part in (part for table in iter_tables(written, name="summarize") for part in table.to_pylist()):
             done += part["summarised"] + len(part["errors"])
@@ -128,15 +135,6 @@ class _Render:
             "has_image": request.image is not None,
             "has_text": request.has_text,
         }
-
-
-_REQUEST_COLUMNS = (
-    *("item_id", "content_hash", "has_image", "has_text"),
-    *("tokenized_prompt", "multimodal_data", "sampling_params", ERROR),
-)
-
-
-_PART = pa.schema([("summarised", pa.int64()), ("errors", pa.list_(pa.string())), ("tokens", pa.int64())])
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:

@@ -61,10 +61,11 @@ class Summarize(Stage):
         (out if self.fresh else staging / FAILURE_PARTS).clear()
         known = Items(out, _known_files(earlier, staging)).index()
         total, pending = count_pending(items, known)
-        Metrics(self.name).known(reused=total - pending, waiting=pending)
+        measured = Metrics(self.name)
+        measured.known(reused=total - pending, waiting=pending)
         say(f"summarize: {total:,} items, {total - pending:,} known, {pending:,} to summarise")
         if pending:
-            summarise(self.config, items, known, pending, recipe, staging)
+            summarise(self.config, items, known, pending, recipe, staging, measured)
         counts, metrics = finish.publish(items, _known_files(earlier, staging), staging, out)
         _check_counts(total, counts)
         staging.remove()

@@ -140,38 +140,27 @@ def keywords(run: Path) -> dict[str, dict[str, Any]]:
     return by_item
 
 
-@pytest.mark.parametrize("victim", ["renderer", "engine", "node"])
-def test_a_job_goes_on_when_a_part_of_it_is_killed(cluster: Cluster, start: Callable[..., Job], victim: str) -> None:
-    before = rows_of_engines(cluster)
-    job = start()
-    if victim == "renderer":  # it is done long before the engine is
-        kill(RENDERER)
-    else:
-        job.wait_for(2 * BLOCK)
-        kill(ENGINE) if victim == "engine" else kill_node(cluster)
-    code, last, error = job.end()
-    assert code == 0, error
-    assert last["counts"] == {"in": N, "out": N, "failed": 0, "reused": 0}
-    assert len(keywords(job.run)) == N
-    assert rows_of_engines(cluster) - before - N <= BLOCK, "more than a block was done again"
-
-
-def test_a_job_whose_driver_is_killed_goes_on_when_it_is_given_again(
-    cluster: Cluster, start: Callable[..., Job]
-) -> None:
+def test_a_job_goes_on_whatever_is_killed(cluster: Cluster, start: Callable[..., Job]) -> None:
+    """The engine, then its node, then the driver; when the job is given again, a renderer."""
     before = rows_of_engines(cluster)
     job = start()
     job.wait_for(2 * BLOCK)
+    kill(ENGINE)
+    job.wait_for(job.staged() + 2 * BLOCK)
+    kill_node(cluster)
+    job.wait_for(job.staged() + 2 * BLOCK)
     job.process.kill()
     job.process.wait()
     kept = job.staged()
     job = start()
+    kill(RENDERER)
     code, last, error = job.end()
     assert code == 0, error
-    assert last["counts"]["reused"] >= kept
-    assert last["counts"] == {"in": N, "out": N, "failed": 0, "reused": last["counts"]["reused"]}
+    reused = last["counts"]["reused"]
+    assert kept <= reused < N
+    assert last["counts"] == {"in": N, "out": N, "failed": 0, "reused": reused}
     assert len(keywords(job.run)) == N
-    assert rows_of_engines(cluster) - before - N <= BLOCK, "more than a block was done again"
+    assert rows_of_engines(cluster) - before - N <= 3 * BLOCK, "a kill cost more than a block"
 
 
 def test_an_engine_that_keeps_dying_ends_the_job_with_its_own_message(
