@@ -1,0 +1,380 @@
+"""What a summary job costs beside the bare engine: speed, memory and processor time, on the tiny model.
+
+    python benchmarks/summarize.py
+
+Part by part, each in processes of its own; a part that stands in the output is not measured again:
+
+- `job`: `jobs/summarize.py` on catalogues of several sizes. Speed is what further items cost, so starting is left out;
+  memory is what processes hold beside what they share, at its highest; both of each kind of process.
+- `async engine`, `LLM.generate`: the same prompts, made before, go to vLLM's own two interfaces, warm. Both get the
+  job's arguments, threads, grammar and number of requests at a time. Their keywords are compared with the job's.
+- `changed`: of the largest catalogue a hundredth has another title; what is known is taken over.
+- `two engines`: the job again with `engine.concurrency=2`, on as many cores; its keywords are compared.
+- `checkpoint`: memory of Ray Data's own checkpoint by the number of finished ids, beside the index of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.data.shop.generate import item_row, shop_of
+from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
+from mmsrarec_ray.store import Artefact, Run
+from mmsrarec_ray.summarize.keywords import parse
+from mmsrarec_ray.summarize.render import Renderer
+from mmsrarec_ray.summarize.reuse import KEY, index
+
+ROOT = Path(__file__).parents[1]
+ROLES = {  # what a process is, by how its command line begins
+    "VLLM::EngineCore": "engine core",
+    "ray::MapWorker(MapBatches(vLLM": "engine frontend",
+    "ray::MapWorker(MapBatches(_Render": "renderer",
+    "ray::": "other workers",
+}
+BARE = ("async engine", "LLM.generate")
+ROWS_PER_FILE = 5_000
+SHARE = 100  # one item of so many is changed
+Measured = dict[str, Any]
+
+
+class Watch(threading.Thread):
+    """Highest memory in MiB and seconds of processor time, by role, of this process's children while it runs.
+
+    Memory is resident memory that is shared with nobody; Ray's object store, which is shared, is counted apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.memory: dict[str, float] = defaultdict(float)
+        self._seconds: dict[tuple[str, int], float] = {}
+        self._over = threading.Event()
+        self._before = shutil.disk_usage("/dev/shm").used
+
+    def run(self) -> None:
+        while not self._over.wait(1):
+            now: dict[str, float] = defaultdict(float)
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    command, memory, times = process.cmdline(), process.memory_info(), process.cpu_times()
+                except psutil.Error:  # it has just ended
+                    continue
+                name = role(command)
+                now[name] += (memory.rss - memory.shared) / 2**20
+                self._seconds[name, process.pid] = times.user + times.system
+            now["object store"] = (shutil.disk_usage("/dev/shm").used - self._before) / 2**20
+            for name, held in now.items():
+                self.memory[name] = max(self.memory[name], held)
+
+    def end(self) -> Measured:
+        self._over.set()
+        self.join()
+        seconds: dict[str, float] = defaultdict(float)
+        for (name, _), spent in self._seconds.items():
+            seconds[name] += spent
+        return {"memory_mib": {k: round(v) for k, v in self.memory.items()}, "cpu_seconds": dict(seconds)}
+
+
+def role(command: list[str]) -> str:
+    line = " ".join(command)
+    for beginning, name in ROLES.items():
+        if line.startswith(beginning):
+            return name
+    return "driver" if "jobs/summarize.py" in line else "Ray itself"
+
+
+def write_catalogue(folder: Path, size: int, changed: bool = False) -> None:
+    """So many items of the drawn shop; `changed`: one of a hundred has another title."""
+    if (folder / "complete").exists():
+        return
+    shop = shop_of(0, max(size, 1200))
+    (folder / "items").mkdir(parents=True, exist_ok=True)
+    for first in range(0, size, ROWS_PER_FILE):
+        rows = [item_row(shop, number) for number in range(first, min(first + ROWS_PER_FILE, size))]
+        for row in rows[::SHARE] if changed else []:
+            row["title"] = f"{row['title'] or ''} again".strip()
+        pq.write_table(pa.Table.from_pylist(rows), folder / "items" / f"{first:08}.parquet", row_group_size=500)
+    (folder / "complete").touch()
+
+
+def words(data: Path, run: Path, *settings: str) -> list[str]:
+    fixed = ["data.format=tables", "data.items=items", "data.interactions=null", "ray.num_cpus=6"]
+    return [*fixed, f"data.path={data}", f"run={run}", *settings]
+
+
+def job(data: Path, run: Path, *settings: str) -> Measured:
+    """Seconds, memory and processor time of the summary alone; the catalogue is prepared before."""
+    given = words(data, run, *settings)
+    for name in ("prepare", "summarize"):
+        watch = Watch()
+        watch.start()
+        done = subprocess.run(
+            [sys.executable, f"jobs/{name}.py", *given], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        measured = watch.end()
+        if done.returncode:
+            raise RuntimeError(f"jobs/{name}.py failed:\n{done.stderr[-2000:]}")
+    manifest = keywords_of(run).manifest
+    return {"seconds": manifest.seconds, "counts": manifest.counts, **measured}
+
+
+def keywords_of(run: Path) -> Artefact:
+    """The newest keywords of a run folder."""
+    return Run.at(str(run)).published("keywords")[0]
+
+
+def by_item(run: Path) -> dict[str, list[list[str]]]:
+    """item_id -> keywords of picture and text."""
+    table = pq.read_table(keywords_of(run).folder.path + "/items")
+    columns = [table[name].to_pylist() for name in ("item_id", "image_keywords", "text_keywords")]
+    return {item: [image, text] for item, image, text in zip(*columns, strict=True)}
+
+
+def prompts(config: Config, data: Path, size: int) -> tuple[list[str], list[dict[str, Any]], list[Any]]:
+    """Ids, prompts and sampling parameters of the first items, as the job renders them."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    render, ids, asked, sampling = Renderer(config), [], [], []
+    rows = (row for file in sorted((data / "items").iterdir()) for row in pq.read_table(file).to_pylist())
+    for row, _ in zip(rows, range(size), strict=False):
+        request = render({"image_uri": None, **row})
+        picture = {"multi_modal_data": {"image": request.image}} if request.image is not None else {}
+        ids.append(row["item_id"])
+        asked.append({"prompt_token_ids": request.tokens, **picture})
+        grammar = StructuredOutputsParams(**request.sampling.pop("structured_outputs"))
+        sampling.append(SamplingParams(**request.sampling, structured_outputs=grammar))
+    return ids, asked, sampling
+
+
+def bare(interface: str, config: Config, data: Path, warm: int, size: int) -> Measured:
+    """Seconds of all items after the first `warm`, and all keywords, from one of vLLM's interfaces."""
+    os.environ |= engine_environment(config)
+    ids, asked, sampling = prompts(config, data, size)
+    measured, texts = (asynchronous if interface == "async engine" else synchronous)(config, asked, sampling, warm)
+    said = [parse(text, True, True) for text in texts]
+    found = {item: [list(each.image), list(each.text)] for item, each in zip(ids, said, strict=True)}
+    return {"items": size - warm, "keywords": found, **measured}
+
+
+class Stopwatch:
+    """Seconds, and seconds of processor time of this process and of the engine's, since it was made."""
+
+    def __init__(self) -> None:
+        self._began, self._spent = time.perf_counter(), self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        spent = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+        return time.process_time(), sum(times.user + times.system for times in spent)
+
+    def read(self) -> Measured:
+        seconds = time.perf_counter() - self._began
+        own, core = np.subtract(self._now(), self._spent).tolist()
+        return {"seconds": seconds, "cpu_seconds": {"engine frontend": own, "engine core": core}}
+
+
+def asynchronous(config: Config, asked: list[Any], sampling: list[Any], warm: int) -> tuple[Measured, list[str]]:
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    async def everything() -> tuple[Measured, list[str]]:
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=source(config.model), **engine_arguments(config)))
+        room = asyncio.Semaphore(config.engine.max_num_seqs * 11 // 10)  # as ray.data.llm lets in at a time
+
+        async def one(number: int) -> str:
+            async with room:
+                async for output in engine.generate(asked[number], sampling[number], str(number)):
+                    last = output
+            return last.outputs[0].text
+
+        first = await asyncio.gather(*map(one, range(warm)))
+        watch = Stopwatch()
+        rest = await asyncio.gather(*map(one, range(warm, len(asked))))
+        return watch.read(), first + rest
+
+    return asyncio.run(everything())
+
+
+def synchronous(config: Config, asked: list[Any], sampling: list[Any], warm: int) -> tuple[Measured, list[str]]:
+    from vllm import LLM
+
+    model = LLM(model=source(config.model), **engine_arguments(config))
+    at_a_time = config.engine.batch_size * config.engine.max_concurrent_batches
+
+    def some(first: int, last: int) -> list[str]:
+        texts = []
+        for start in range(first, last, at_a_time):
+            chunk = slice(start, min(start + at_a_time, last))
+            outputs = model.generate(asked[chunk], sampling[chunk], use_tqdm=False)
+            texts += [output.outputs[0].text for output in outputs]
+        return texts
+
+    first = some(0, warm)
+    watch = Stopwatch()
+    rest = some(warm, len(asked))
+    return watch.read(), first + rest
+
+
+def checkpoint(folder: Path, ids: int) -> Measured:
+    """Bytes an id of Ray Data's checkpoint, of its own count and of a process that loads it, and of our index."""
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+    from ray.data.checkpoint.checkpoint_filter import IdColumnCheckpointManager
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"item_id": [f"item-{number:012}" for number in range(ids)]}), folder / "ids.parquet")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    settings = CheckpointConfig(id_column="item_id", checkpoint_path=str(folder))
+    reference, counted = IdColumnCheckpointManager(settings, context).load_checkpoint()
+
+    @ray.remote
+    def held(refs: list[Any]) -> float:
+        before = psutil.Process().memory_info().rss
+        array = ray.get(refs[0])
+        return (psutil.Process().memory_info().rss - before) / len(array)
+
+    resident = ray.get(held.remote([reference]))
+    ours = index([np.frombuffer(np.random.default_rng(0).bytes(KEY.itemsize * ids), KEY)]).nbytes
+    ray.shutdown()
+    return {"ids": ids, "counted": counted / ids, "resident": resident, "ours": ours / ids}
+
+
+def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+class Report:
+    """The figures, kept after each part, so that a run that was stopped goes on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.parts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def part(self, name: str, measure: Callable[..., Measured], *arguments: Any) -> Measured:
+        if name not in self.parts:
+            print(f"measuring: {name}", file=sys.stderr, flush=True)
+            self.parts[name] = measure(*arguments)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
+        return self.parts[name]
+
+
+def measure_jobs(report: Report, work: Path, sizes: list[int], settings: list[str]) -> None:
+    """The job by size, with a changed catalogue, and with two engines."""
+    for size in sizes:
+        write_catalogue(work / f"{size}", size)
+        report.part(f"job {size}", job, work / f"{size}", work / f"run-{size}", *settings)
+    write_catalogue(work / "changed", sizes[-1], changed=True)
+    report.part("changed", job, work / "changed", work / f"run-{sizes[-1]}", *settings)
+    for size in sizes[:-1]:
+        two = (*settings, "engine.concurrency=2")
+        report.part(f"two engines {size}", job, work / f"{size}", work / f"two-{size}", *two)
+
+
+def measure_bare(report: Report, work: Path, sizes: list[int], settings: list[str]) -> None:
+    """vLLM's interfaces on the second last size; of all but the smallest, the smaller ones are its warming up."""
+    data, warm, size = work / f"{sizes[-2]}", sizes[-3], sizes[-2]
+    config = load(None, words(data, Path("/nowhere"), *settings))
+    expected = by_item(work / f"run-{size}")
+    twice = by_item(work / f"two-{size}")
+    report.part("two engines agree", lambda: {"same": same(expected, twice)})
+    for interface in BARE:
+
+        def compared(interface: str = interface) -> Measured:
+            measured = alone(bare, interface, config, data, warm, size)
+            agreed = same(expected, measured.pop("keywords"))
+            return measured | {"same": agreed}
+
+        report.part(interface, compared)
+
+
+def same(expected: dict[str, Any], found: dict[str, Any]) -> float:
+    """Share of items with equal keywords."""
+    return sum(found.get(item) == said for item, said in expected.items()) / len(expected)
+
+
+def tell(parts: dict[str, Any], sizes: list[int]) -> None:
+    """The tables."""
+    start, small, full, largest = sizes
+    rates = {
+        "the job": (full - small) / (parts[f"job {full}"]["seconds"] - parts[f"job {small}"]["seconds"]),
+        "the job, two engines": (full - small)
+        / (parts[f"two engines {full}"]["seconds"] - parts[f"two engines {small}"]["seconds"]),
+        **{name: parts[name]["items"] / parts[name]["seconds"] for name in BARE},
+    }
+    print("| what | items/s | of the async engine | equal keywords |\n|---|---|---|---|")
+    equal = {"the job": 1.0, "the job, two engines": parts["two engines agree"]["same"]}
+    for name, rate in rates.items():
+        agrees = equal.get(name) or parts[name]["same"]
+        print(f"| {name} | {rate:.1f} | {rate / rates['async engine']:.2f} | {100 * agrees:.2f} % |")
+    for unit, key in (("MiB at most", "memory_mib"), ("processor seconds", "cpu_seconds")):
+        names = sorted({name for size in sizes for name in parts[f"job {size}"][key]})
+        print(f"\n| {unit} | " + " | ".join(f"{size:,} items" for size in sizes) + " |\n|---|" + "---|" * len(sizes))
+        for name in names:
+            row = " | ".join(f"{parts[f'job {size}'][key].get(name, 0):,.0f}" for size in sizes)
+            print(f"| {name} | {row} |")
+    print("\n| processor ms an item | the job | async engine | LLM.generate |\n|---|---|---|---|")
+    spent = {name: parts[f"job {full}"]["cpu_seconds"].get(name, 0) for name in names}
+    before = parts[f"job {small}"]["cpu_seconds"]
+    for name in names:
+        ours = 1000 * (spent[name] - before.get(name, 0)) / (full - small)
+        theirs = [1000 * parts[who]["cpu_seconds"].get(name, 0) / parts[who]["items"] for who in BARE]
+        print(f"| {name} | {ours:.2f} | " + " | ".join(f"{each:.2f}" for each in theirs) + " |")
+    begun = parts[f"job {start}"]["seconds"]
+    whole, changed = (parts[name]["seconds"] - begun for name in (f"job {largest}", "changed"))
+    counts = parts["changed"]["counts"]
+    print(
+        f"\n{start} items take {begun:.0f} s, which is starting. Beyond it {largest:,} items take {whole:.0f} s, "
+        f"and again with {counts['in'] - counts['reused']:,} changed {changed:.1f} s: {100 * changed / whole:.1f} %."
+    )
+    ids = parts["checkpoint"]
+    print(
+        f"\nBytes a finished id: {ids['ours']:.0f} of ours; of Ray Data's checkpoint {ids['counted']:.0f} by its own "
+        f"count, {ids['resident']:.0f} in a process that filters ({ids['ids']:,} ids)."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sizes", type=int, nargs=4, default=[16, 1_000, 10_000, 50_000], metavar="N", help="items of the catalogues")
+    add("--ids", type=int, default=5_000_000, help="in Ray Data's checkpoint (5,000,000)")
+    add("--output", type=Path, default=Path("runs/bench/summarize.json"), help="where the figures are written")
+    add("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an engine of one CPU
+    report, work = Report(options.output), options.output.absolute().with_suffix("")
+    report.part("machine", lambda: {"machine": platform.machine(), "cpus": os.cpu_count()})
+    measure_jobs(report, work, options.sizes, options.settings)
+    measure_bare(report, work, options.sizes, options.settings)
+    report.part("checkpoint", alone, checkpoint, work / "checkpoint", options.ids)
+    tell(report.parts, options.sizes)
+
+
+if __name__ == "__main__":
+    main()
