@@ -319,44 +319,55 @@ def same(expected: dict[str, Any], found: dict[str, Any]) -> float:
 
 
 def tell(parts: dict[str, Any], sizes: list[int]) -> None:
-    """The tables."""
+    """The tables, in Markdown."""
     start, small, full, largest = sizes
-    rates = {
-        "the job": (full - small) / (parts[f"job {full}"]["seconds"] - parts[f"job {small}"]["seconds"]),
-        "the job, two engines": (full - small)
-        / (parts[f"two engines {full}"]["seconds"] - parts[f"two engines {small}"]["seconds"]),
-        **{name: parts[name]["items"] / parts[name]["seconds"] for name in BARE},
-    }
-    print("| what | items/s | of the async engine | equal keywords |\n|---|---|---|---|")
-    equal = {"the job": 1.0, "the job, two engines": parts["two engines agree"]["same"]}
-    for name, rate in rates.items():
-        agrees = equal.get(name) or parts[name]["same"]
-        print(f"| {name} | {rate:.1f} | {rate / rates['async engine']:.2f} | {100 * agrees:.2f} % |")
+    table("what | items/s | of the async engine | equal keywords", speeds(parts, small, full))
+    shown = [f"{size:,} items" for size in sizes]
     for unit, key in (("MiB at most", "memory_mib"), ("processor seconds", "cpu_seconds")):
-        names = sorted({name for size in sizes for name in parts[f"job {size}"][key]})
-        print(f"\n| {unit} | " + " | ".join(f"{size:,} items" for size in sizes) + " |\n|---|" + "---|" * len(sizes))
-        for name in names:
-            row = " | ".join(f"{parts[f'job {size}'][key].get(name, 0):,.0f}" for size in sizes)
-            print(f"| {name} | {row} |")
-    print("\n| processor ms an item | the job | async engine | LLM.generate |\n|---|---|---|---|")
-    spent = {name: parts[f"job {full}"]["cpu_seconds"].get(name, 0) for name in names}
-    before = parts[f"job {small}"]["cpu_seconds"]
-    for name in names:
-        ours = 1000 * (spent[name] - before.get(name, 0)) / (full - small)
-        theirs = [1000 * parts[who]["cpu_seconds"].get(name, 0) / parts[who]["items"] for who in BARE]
-        print(f"| {name} | {ours:.2f} | " + " | ".join(f"{each:.2f}" for each in theirs) + " |")
+        measured = [parts[f"job {size}"][key] for size in sizes]
+        names = sorted(set().union(*measured))
+        table(
+            " | ".join([unit, *shown]), [[name, *(f"{each.get(name, 0):,.0f}" for each in measured)] for name in names]
+        )
+    table("processor ms an item | the job | " + " | ".join(BARE), costs(parts, small, full))
     begun = parts[f"job {start}"]["seconds"]
     whole, changed = (parts[name]["seconds"] - begun for name in (f"job {largest}", "changed"))
-    counts = parts["changed"]["counts"]
+    counts, ids = parts["changed"]["counts"], parts["checkpoint"]
     print(
         f"\n{start} items take {begun:.0f} s, which is starting. Beyond it {largest:,} items take {whole:.0f} s, "
         f"and again with {counts['in'] - counts['reused']:,} changed {changed:.1f} s: {100 * changed / whole:.1f} %."
-    )
-    ids = parts["checkpoint"]
-    print(
-        f"\nBytes a finished id: {ids['ours']:.0f} of ours; of Ray Data's checkpoint {ids['counted']:.0f} by its own "
+        f"\n\nBytes a finished id: {ids['ours']:.0f} of ours; of Ray Data's checkpoint {ids['counted']:.0f} by its own "
         f"count, {ids['resident']:.0f} in a process that filters ({ids['ids']:,} ids)."
     )
+
+
+def table(heading: str, rows: list[list[str]]) -> None:
+    print(f"\n| {heading} |\n|" + "---|" * (heading.count(" | ") + 1))
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+
+
+def speeds(parts: dict[str, Any], small: int, full: int) -> list[list[str]]:
+    """Name, items a second, as a share of the async engine's, share of keywords equal to the job's."""
+    rates = {}
+    for name in ("job", "two engines"):
+        seconds = parts[f"{name} {full}"]["seconds"] - parts[f"{name} {small}"]["seconds"]
+        rates[name] = (full - small) / seconds
+    rates |= {name: parts[name]["items"] / parts[name]["seconds"] for name in BARE}
+    equal = {"job": 1.0, "two engines": parts["two engines agree"]["same"]}
+    equal |= {name: parts[name]["same"] for name in BARE}
+    whole = rates["async engine"]
+    return [[name, f"{rate:.1f}", f"{rate / whole:.2f}", f"{100 * equal[name]:.2f} %"] for name, rate in rates.items()]
+
+
+def costs(parts: dict[str, Any], small: int, full: int) -> list[list[str]]:
+    """Processor milliseconds an item, by role, of the job (starting left out) and of each of vLLM's interfaces."""
+    before, after = (parts[f"job {size}"]["cpu_seconds"] for size in (small, full))
+    rows = []
+    for name in sorted(after):
+        ours = (after[name] - before.get(name, 0)) / (full - small)
+        theirs = [parts[who]["cpu_seconds"].get(name, 0) / parts[who]["items"] for who in BARE]
+        rows.append([name, *(f"{1000 * each:.2f}" for each in (ours, *theirs))])
+    return rows
 
 
 def main() -> None:
