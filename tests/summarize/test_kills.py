@@ -66,6 +66,11 @@ class Job:
         assert self.process.poll() is None, "the job ended before anything was killed"
         assert rows <= self.staged() < N
 
+    def write_twice(self) -> None:
+        """What a task writes that outlives its driver: rows of another part once more."""
+        part = next(self.run.glob("keywords/*/staging/keywords/*.parquet"))
+        pq.write_table(pq.read_table(part).slice(1, 5), part.with_name("part-late.parquet"))
+
     def end(self) -> tuple[int, dict[str, Any], str]:
         """Exit code, the JSON line and standard error."""
         output, error = self.process.communicate(timeout=400)
@@ -152,6 +157,7 @@ def test_a_job_goes_on_whatever_is_killed(cluster: Cluster, start: Callable[...,
     job.process.kill()
     job.process.wait()
     kept = job.staged()
+    job.write_twice()
     job = start()
     kill(RENDERER)
     code, last, error = job.end()

@@ -205,36 +205,17 @@ def test_a_changed_catalogue_costs_what_changed(place: Place, first: tuple[Artef
     place.write(catalogue(shop))
 
 
-def test_a_killed_run_goes_on_where_it_was(place: Place, first: tuple[Artefact, Manifest], tmp_path: Path) -> None:
-    """What an unfinished run left in its staging folder is kept; only the rest goes to the engine."""
-    kept = rows_of(first[0], "items")
-    marked = [row | {"text_keywords": ["kept"]} for name, row in kept.items() if name < "item-00015"]
-    other = Place(tmp_path / "resumed", str(tmp_path / "run"))
-    other.write(pq.read_table(place.folder / "data" / "items.parquet").to_pylist())
-    config = other.config()
-    for step in plan(Summarize(config), other.run)[:-1]:
-        execute(step.stage, other.run)
-    unfinished = plan(Summarize(config), other.run)[-1].artefact
-    assert unfinished is not None
+def test_forced_all_is_done_anew(place: Place, first: tuple[Artefact, Manifest]) -> None:
+    """Nothing is reused, staged or published, and equal weights, prompts and items give equal keywords."""
+    published = rows_of(first[0], "items")
+    marked = [row | {"text_keywords": ["kept"]} for row in published.values()]
     schema = pq.read_table(io.BytesIO(first[0].folder.read_bytes("items/part-00000.parquet"))).schema
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(marked, schema), buffer)
-    staged = unfinished.folder / STAGING / "keywords"
-    staged.write_bytes("part-0.parquet", buffer.getvalue())
-    # What a task wrote that outlived its driver: rows of another part once more.
-    late = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(marked[3:9], schema), late)
-    staged.write_bytes("part-1.parquet", late.getvalue())
-
-    artefact, manifest, _ = other.summarise()
-    after = rows_of(artefact, "items")
-    assert len(after) == N - 2
-    assert {name for name, row in after.items() if row["text_keywords"] == ["kept"]} == {r["item_id"] for r in marked}
-    assert manifest.counts["reused"] == len(marked)
-    again, manifest, _ = other.summarise(force=True)
-    assert not [row for row in rows_of(again, "items").values() if row["text_keywords"] == ["kept"]]
+    (first[0].folder / STAGING / "keywords").write_bytes("part-0.parquet", buffer.getvalue())
+    again, manifest, _ = place.summarise(force=True)
     assert manifest.counts["reused"] == 0
-    assert rows_of(again, "items") == kept  # the same weights, prompt and items give the same keywords
+    assert rows_of(again, "items") == published
 
 
 def test_what_decides_the_keywords_decides_the_fingerprint(place: Place) -> None:
