@@ -152,6 +152,9 @@ class Engine(Settings):
     """Rows in a Ray Data batch."""
     max_concurrent_batches: PositiveInt = 4
     """Batches an engine works on at a time, so that it never waits for one to fill."""
+    object_store_mib: PositiveInt = 512
+    """Ray's object store that may be filled for an engine, so that reading and decoding do not run ahead: a few times
+    `max_concurrent_batches` batches of decoded pictures."""
     max_restarts: NonNegativeInt = 3
     """Times each engine is started again when it dies; after that the job fails with what the engine said."""
     preprocess_concurrency: PositiveInt = 1

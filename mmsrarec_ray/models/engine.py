@@ -28,6 +28,7 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
     decoded, so of ray.data.llm only the engine stage is left. With `model`, a folder, a request is answered by that
     adapter. answer: what is kept of each row. engine: further arguments of vLLM's engine.
     """
+    import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     settings = config.engine
@@ -37,7 +38,10 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
         model_source=source(config.model),
         engine_kwargs=engine_arguments(config, **engine),
         runtime_env={"env_vars": engine_environment(config)},
-        concurrency=settings.concurrency,
+        concurrency=(
+            settings.concurrency,
+            settings.concurrency,
+        ),  # a number alone is the most of a pool that begins with 1
         batch_size=settings.batch_size,
         max_concurrent_batches=settings.max_concurrent_batches,
         accelerator_type=settings.accelerator_type,
@@ -51,7 +55,16 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
     built = build_processor(processor, postprocess=answer)
     # Left alone, Ray Data starts an engine that dies again and again.
     built.get_stage_by_name(_STAGE).map_batches_kwargs["max_restarts"] = settings.max_restarts
-    return built
+    room = ray.data.ExecutionResources.for_limits(
+        object_store_memory=settings.concurrency * settings.object_store_mib * 2**20
+    )
+
+    def ask(requests: ray.data.Dataset) -> ray.data.Dataset:
+        # Left alone, Ray Data reads and decodes ahead until half of the object store is full.
+        requests.context.execution_options.resource_limits = room
+        return built(requests)
+
+    return ask
 
 
 def engine_resources(config: Config) -> dict[str, Any]:

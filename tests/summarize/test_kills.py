@@ -172,8 +172,10 @@ def test_a_job_goes_on_whatever_is_killed(cluster: Cluster, start: Callable[...,
 def test_an_engine_that_keeps_dying_ends_the_job_with_its_own_message(
     cluster: Cluster, start: Callable[..., Job]
 ) -> None:
-    job = start("engine.max_restarts=0")
+    """Both engines that it asked for work, and both die."""
+    job = start("engine.max_restarts=0", "engine.concurrency=2")
     job.wait_for(2 * BLOCK)
+    assert len(processes(ENGINE)) == 2
     kill(ENGINE)
     code, last, error = job.end()
     assert code == 1, error
