@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -73,3 +77,68 @@ def s3(environment: None) -> Iterator[tuple[str, str]]:
     filesystem.create_dir(path)
     yield "s3://bucket", options
     server.stop()
+
+
+@dataclass
+class Page:
+    """How the web server of the tests answers: pieces of the body, and seconds it waits first and before each."""
+
+    body: bytes | list[bytes] = b""
+    status: int = 200
+    content_type: str = "image/png"
+    headers: dict[str, str] = field(default_factory=dict)
+    wait: float = 0.0
+    length: int | None = None
+    """What it says of the body's length; None: the truth, or nothing for several pieces."""
+
+
+@dataclass
+class Web:
+    """A web server of this machine: path -> answers, one a request, the last of them for ever."""
+
+    root: str
+    pages: dict[str, list[Page]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def put(self, path: str, *answers: Page) -> str:
+        """The address of a page."""
+        self.pages[path] = list(answers)
+        return f"{self.root}{path}"
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A web server; fetching from it has to be allowed, with the network 127.0.0.1."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            here.asked.append(self.path)
+            answers = here.pages.get(self.path) or [Page(status=404)]
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            time.sleep(answer.wait)
+            self.send_response(answer.status)
+            pieces = answer.body if isinstance(answer.body, list) else [answer.body]
+            length = answer.length if isinstance(answer.body, list) else answer.length or len(answer.body)
+            headers = {"Content-Type": answer.content_type} | answer.headers
+            for name, value in (headers | ({} if length is None else {"Content-Length": str(length)})).items():
+                self.send_header(name, value)
+            self.end_headers()
+            for piece in pieces:
+                time.sleep(answer.wait)
+                self.wfile.write(piece)
+
+        def log_message(self, *said: object) -> None:
+            """Nothing."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads, block_on_close = True, False
+
+        def handle_error(self, *said: object) -> None:
+            """Nothing: clients hang up in the middle of an answer."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    here = Web(f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield here
+    server.shutdown()
+    server.server_close()
