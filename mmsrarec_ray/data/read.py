@@ -2,14 +2,17 @@
 
 Every block has the columns `source` (file), `row` (from 1: the line of a text file, the row of a Parquet file),
 `order` (rises through all files in the order given), `problem` (null, or why the row cannot be read) and the
-file's own columns: strings from text files, Arrow's types from Parquet, and `json` (the line) from JSON lines.
+file's own columns: strings from text files, Arrow's types from Parquet and Arrow streams, and `json` (the line) from
+JSON lines. A text file may be packed with gzip (`.gz`).
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,15 +36,26 @@ PLACE = pa.schema(
 )
 _BLOCK_BYTES = 32 * 2**20  # a task that checks pictures holds several times as much
 _ROWS_PER_BLOCK = 20_000
-_PARQUET_ROWS_PER_BLOCK = 1_000  # rows may carry pictures
+_ROWS_WITH_PICTURES = 1_000  # a block of Parquet or of an Arrow stream, whose rows may carry them
 _LONGEST_FIELD = 10_000_000  # characters of a CSV field
 _FILE_SHIFT = 40  # order = file number << 40 | row: a file may have 10^12 rows
 BROKEN_ENCODING, MALFORMED = "BrokenEncoding", "MalformedRow"
 
 
 @dataclass(frozen=True)
+class Separated:
+    """Lines of fields with something between them, without quotes."""
+
+    between: str
+    fields: tuple[str, ...] = ()
+    """Names of the fields of files without a header."""
+    or_latin_1: bool = False
+    """Read lines that are not UTF-8 as Latin-1."""
+
+
+@dataclass(frozen=True)
 class Source:
-    """Files of one table. `kind`: csv, tsv, lines (one field, `line`), jsonl or parquet."""
+    """Files of one table. `kind`: csv, tsv, separated, lines (one field, `line`), jsonl, parquet or arrow."""
 
     folder: Folder
     files: list[str]
@@ -49,6 +63,8 @@ class Source:
     kind: str
     columns: tuple[str, ...]
     """Columns that must be there; others are ignored. In JSON lines, each in one of the first 20,000 lines."""
+    separated: Separated | None = None
+    """How files of that kind are written."""
 
     def blocks(self) -> ray.data.Dataset:
         """The rows as a Ray dataset of the blocks described above, one reading task a file."""
@@ -61,12 +77,16 @@ class Source:
 def _read(batch: pa.Table, source: Source) -> Iterator[pa.Table]:
     number, name = batch["number"][0].as_py(), batch["name"][0].as_py()
     where = source.folder.file(name)
-    with source.folder.filesystem.open_input_file(where) as stream:
-        for first, table, problems in _READERS[source.kind](stream, source, where):
-            rows = pa.array(first, pa.int64()) if isinstance(first, list) else first
-            order = pc.add(rows, pa.scalar(number << _FILE_SHIFT, pa.int64()))
-            place = [pa.array([where] * len(rows), pa.string()), rows, order, pa.array(problems, pa.string())]
-            yield pa.table([*place, *table.columns], names=[*PLACE.names, *table.column_names])
+    with source.folder.filesystem.open_input_file(where) as file:
+        stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+        try:
+            for first, table, problems in _READERS[source.kind](stream, source, where):
+                rows = pa.array(first, pa.int64()) if isinstance(first, list) else first
+                order = pc.add(rows, pa.scalar(number << _FILE_SHIFT, pa.int64()))
+                place = [pa.array([where] * len(rows), pa.string()), rows, order, pa.array(problems, pa.string())]
+                yield pa.table([*place, *table.columns], names=[*PLACE.names, *table.column_names])
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{where}: this is not gzip, or it is cut off: {error}") from None
 
 
 def _missing(where: str, wanted: tuple[str, ...], there: list[str]) -> InputError | None:
@@ -136,31 +156,59 @@ def _text_problem(row: list[str], fields: int) -> str | None:
 
 
 def _string_table(columns: tuple[str, ...], rows: list[list[str | None]]) -> pa.Table:
-    arrays = [pa.array(values, pa.string()) for values in zip(*rows, strict=True)]
-    return pa.table(arrays, names=list(columns))
+    return pa.table({name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(columns)})
+
+
+def _read_separated(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Block]:
+    """Fields as they are; the first line is a header where the source names no fields."""
+    layout = source.separated
+    assert layout is not None
+    header = list(layout.fields)
+    for numbers, table, problems in _read_lines(stream, source, where):
+        lines = table["line"].to_pylist()
+        if not header:
+            header = (lines.pop(0) or "").removeprefix("\ufeff").split(layout.between)
+            numbers, problems = numbers[1:], problems[1:]
+        if missing := _missing(where, source.columns, header):
+            raise missing
+        places = [header.index(name) for name in source.columns]
+        rows = [[] if line is None else line.split(layout.between) for line in lines]
+        for place, row in enumerate(rows):
+            if len(row) != len(header):
+                problems[place] = problems[place] or f"{MALFORMED}: expected {len(header)} fields, got {len(row)}"
+                rows[place] = [""] * len(header)
+        yield numbers, _string_table(source.columns, [[row[place] for place in places] for row in rows]), problems
 
 
 def _read_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Block]:
     """Lines as they are: the column `line` (or `json`), binary decoded as UTF-8."""
     name = "json" if source.kind == "jsonl" else "line"
+    or_latin_1 = source.separated is not None and source.separated.or_latin_1
     numbers: list[int] = []
     values: list[str | None] = []
     problems: list[str | None] = []
     for number, line in enumerate(io.BufferedReader(stream), 1):
         if not line.strip():
             continue
-        try:
-            values.append(line.decode("utf-8").rstrip("\r\n"))
-            problems.append(None)
-        except UnicodeDecodeError as error:
-            values.append(None)
-            problems.append(f"{BROKEN_ENCODING}: byte {error.start + 1} of the line is not UTF-8")
+        value, problem = _decode(line.rstrip(b"\r\n"), or_latin_1)
         numbers.append(number)
+        values.append(value)
+        problems.append(problem)
         if len(values) == _ROWS_PER_BLOCK:
             yield numbers, pa.table({name: pa.array(values, pa.string())}), problems
             numbers, values, problems = [], [], []
     if values:
         yield numbers, pa.table({name: pa.array(values, pa.string())}), problems
+
+
+def _decode(line: bytes, or_latin_1: bool) -> tuple[str | None, str | None]:
+    """A line and what is wrong with it."""
+    try:
+        return line.decode("utf-8"), None
+    except UnicodeDecodeError as error:
+        if or_latin_1:
+            return line.decode("latin-1"), None
+        return None, f"{BROKEN_ENCODING}: byte {error.start + 1} of the line is not UTF-8"
 
 
 def _read_json_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Block]:
@@ -196,21 +244,37 @@ def _read_parquet(stream: pa.NativeFile, source: Source, where: str) -> Iterator
     if missing := _missing(where, source.columns, file.schema_arrow.names):
         raise missing
     first = 1
-    for batch in file.iter_batches(batch_size=_PARQUET_ROWS_PER_BLOCK, columns=list(source.columns)):
+    for batch in file.iter_batches(batch_size=_ROWS_WITH_PICTURES, columns=list(source.columns)):
         rows = pa.array(range(first, first + batch.num_rows), pa.int64())
         yield rows, *_decodable(pa.table(batch.columns, names=batch.schema.names))
         first += batch.num_rows
+
+
+def _read_arrow(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Block]:
+    """An Arrow stream, which is how the library `datasets` keeps its tables."""
+    first = 1
+    try:
+        batches = pa.ipc.open_stream(stream)
+        if missing := _missing(where, source.columns, batches.schema.names):
+            raise missing
+        for batch in batches:
+            for start in range(0, batch.num_rows, _ROWS_WITH_PICTURES):
+                table = pa.table(batch.slice(start, _ROWS_WITH_PICTURES).select(list(source.columns)))
+                yield pa.array(range(first, first + len(table)), pa.int64()), *_decodable(table)
+                first += len(table)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{where}: this is not an Arrow stream, or it is cut off: {error}") from None
 
 
 def _decodable(table: pa.Table) -> tuple[pa.Table, list[str | None]]:
     """The table with the strings that are not UTF-8 taken out, and what is wrong with each row."""
     problems: list[str | None] = [None] * table.num_rows
     for place, field in enumerate(table.schema):
-        if not pa.types.is_string(field.type):
+        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
             continue
-        raw = table.column(place).cast(pa.binary())
+        raw = table.column(place).cast(pa.large_binary())
         try:
-            raw.cast(pa.string())  # checks, in C++, what is nearly always right
+            raw.cast(pa.large_string())  # checks, in C++, what is nearly always right
         except pa.ArrowInvalid:
             values = raw.to_pylist()
             for row, value in enumerate(values):
@@ -219,14 +283,16 @@ def _decodable(table: pa.Table) -> tuple[pa.Table, list[str | None]]:
                 except UnicodeDecodeError as error:
                     values[row] = None
                     problems[row] = f"{BROKEN_ENCODING}: {field.name}: byte {error.start + 1} is not UTF-8"
-            table = table.set_column(place, field, pa.array(values, pa.string()))
+            table = table.set_column(place, field, pa.array(values, field.type))
     return table, problems
 
 
 _READERS: dict[str, Callable[[pa.NativeFile, Source, str], Iterator[Block]]] = {
     "csv": _read_csv,
     "tsv": _read_csv,
+    "separated": _read_separated,
     "lines": _read_lines,
     "jsonl": _read_json_lines,
     "parquet": _read_parquet,
+    "arrow": _read_arrow,
 }
