@@ -8,15 +8,26 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from mmsrarec_ray.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Network = Annotated[str, AfterValidator(lambda value: str(ip_network(value)))]
 
 
 class Settings(BaseModel):
@@ -26,7 +37,7 @@ class Settings(BaseModel):
 
 
 class ItemColumns(Settings):
-    """Where the generic importer finds the fields of an item: column names of the user's table."""
+    """Where `tables`, `huggingface`, `recbole` and `events` find the fields of an item: columns of the user's table."""
 
     item_id: str = "item_id"
     title: str | None = "title"
@@ -39,7 +50,7 @@ class ItemColumns(Settings):
 
 
 class InteractionColumns(Settings):
-    """Where the generic importer finds the fields of an interaction."""
+    """Where `tables`, `huggingface` and `recbole` find the fields of an interaction."""
 
     user_id: str = "user_id"
     item_id: str = "item_id"
@@ -48,21 +59,47 @@ class InteractionColumns(Settings):
     weight: str | None = None
 
 
+class Fetch(Settings):
+    """Pictures behind web addresses: `jobs/prepare.py` fetches each once and keeps its bytes in the dataset."""
+
+    enabled: bool = False
+    """Fetch them; else the addresses are kept and the items have no picture."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that may be asked, `*.example.com` for all below one; empty: any."""
+    schemes: Annotated[tuple[Literal["https", "http"], ...], Field(min_length=1)] = ("https",)
+    """How they may be asked."""
+    networks: tuple[Network, ...] = ()
+    """Networks that may be asked though they are not public, such as 10.2.0.0/16."""
+    seconds: PositiveFloat = 20
+    """For a picture, redirects and all; one that takes longer is a failure of its row."""
+    redirects: NonNegativeInt = 3
+    """Redirects that are followed; each is held to the same rules."""
+    attempts: PositiveInt = 3
+    """Times a picture is asked for where a server is silent or says that the fault is its own."""
+    at_a_time: PositiveInt = 8
+    """Pictures that a task fetches at a time."""
+
+
 class Data(Settings):
     """What `jobs/prepare.py` reads."""
 
-    format: Literal["shop", "tables", "movies", "microlens"]
+    format: Literal["shop", "tables", "movies", "microlens", "amazon", "recbole", "movielens", "huggingface", "events"]
     """The importer. `shop` is the drawn shop, which needs no path."""
     path: str | None = None
     """Folder or URI of the data set."""
     items: str = "items.parquet"
-    """`tables`: the items below `data.path`: a file or a folder of .parquet, .csv or .jsonl files."""
+    """`tables`, `huggingface`, `events`: the items below `data.path`: a file or a folder of .parquet, .csv or .jsonl
+    files; with `huggingface` also a folder that `save_to_disk` of `datasets` wrote."""
     interactions: str | None = "interactions.parquet"
-    """`tables`: the interactions, likewise; null: a catalogue without interactions."""
+    """`tables`, `huggingface`: the interactions, likewise; null: a catalogue without interactions. `events`: the lines
+    that our API wrote, .jsonl files."""
+    covers: str | None = None
+    """`microlens`: the folder with a picture `<item>.jpg` for each item, below `data.path`; null: `covers` or the
+    release's own, where there is one."""
     item_columns: ItemColumns = ItemColumns()
     interaction_columns: InteractionColumns = InteractionColumns()
     timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
-    """Unit of numeric timestamps in the `tables` format. They are stored in milliseconds."""
+    """Unit of numeric timestamps where columns are named by these settings. They are stored in milliseconds."""
     min_weight: float | None = None
     """Interactions with a smaller weight (a rating, say) are filtered; null keeps all."""
     k_core_user: NonNegativeInt = 0
@@ -77,6 +114,7 @@ class Data(Settings):
     """A larger encoded picture is a failure of its row."""
     max_image_pixels: PositiveInt = 50_000_000
     """A picture with more pixels is a failure of its row; read from the header, before decoding."""
+    fetch: Fetch = Fetch()
 
 
 class Split(Settings):

@@ -44,6 +44,7 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
         ("shop.users=1500", ("shop.users", "multiple of 1000", "1500")),
         ("engine.gpus=2", ("engine.gpus", "tensor_parallel_size", "2")),
         ("split.validation=0.95", ("split.validation", "split.test", "train")),
+        ("data.fetch.networks=[10.2.0.1/16]", ("data.fetch.networks", "host bits", "10.2.0.1/16")),
         ("nonsense", ("key=value", "'nonsense'")),
         ("run.deeper=1", ("run.deeper", "'run' is a value")),
         ("model.source=[", ("model.source", "YAML")),

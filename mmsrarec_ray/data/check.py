@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from mmsrarec_ray.data.images import ImageLimits, ImageNotFetched, ImageTooLarge, check_image, read_image
+from mmsrarec_ray.data.images import (
+    WEB_ADDRESS,
+    ImageLimits,
+    ImageNotFetched,
+    ImageTooLarge,
+    check_image,
+    read_image,
+)
 from mmsrarec_ray.data.importers.base import RowError
 from mmsrarec_ray.data.parts import write_part
 from mmsrarec_ray.data.schemas import FAILURES
+from mmsrarec_ray.fetch import FetchError, FetchRules, fetch_all
 from mmsrarec_ray.store import Folder
 
 STAGE = "prepare"
+_FETCHED_ROWS = 100  # items whose fetched pictures are held at a time
 # What is known of an item before splits and core are: the rest of its row comes at the end.
 STAGED_ITEMS = pa.schema(
     [
@@ -43,8 +53,17 @@ STAGED_INTERACTIONS = pa.schema(
         ("order", pa.int64()),
     ]
 )
-
-
+# What a line of our own API has beside that.
+STAGED_EVENTS = pa.schema(
+    [
+        *STAGED_INTERACTIONS,
+        ("event_id", pa.string()),
+        ("impression", pa.bool_()),
+        ("request_id", pa.string()),
+        ("rank", pa.int32()),
+        ("bundle", pa.string()),
+    ]
+)
 PLACES = pa.schema([STAGED_ITEMS.field(name) for name in ("source", "row", "order", "item_id")])
 
 
@@ -112,62 +131,87 @@ class Staging:
 Convert = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def check_items(block: pa.Table, convert: Convert, limits: ImageLimits, staging: Staging) -> pa.Table:
+def check_items(
+    block: pa.Table, convert: Convert, limits: ImageLimits, fetch: FetchRules | None, staging: Staging
+) -> Iterator[pa.Table]:
     """Check a block of raw items and stage the good ones; gives their places (`PLACES`).
 
-    Pictures are checked by their header.
+    Pictures are checked by their header. fetch: None where those on the web stay there.
     """
+    rows = _FETCHED_ROWS if fetch else max(1, block.num_rows)
+    for start in range(0, max(1, block.num_rows), rows):
+        yield _check_items(block.slice(start, rows), convert, limits, fetch, staging)
+
+
+def _check_items(
+    block: pa.Table, convert: Convert, limits: ImageLimits, fetch: FetchRules | None, staging: Staging
+) -> pa.Table:
     staging.count("items", block)
-    good: list[dict[str, Any]] = []
-    bad: list[int] = []
-    ids: list[str | None] = []
-    problems: list[str] = []
-    for position, raw in enumerate(block.to_pylist()):
-        item: dict[str, Any] = {"item_id": None}
-        try:
-            good.append(_item(raw, item, convert, limits))
-        except RowError as error:
-            bad.append(position)
-            ids.append(item["item_id"])
-            problems.append(str(error))
-    rows = block.select(["source", "row"]).take(pa.array(bad, pa.int64()))
-    write_failures(staging.failures, failures("items", pa.array(ids, pa.string()), rows, problems))
-    staged = pa.Table.from_pylist(good, STAGED_ITEMS)
+    rows = [_convert(raw, convert) for raw in block.to_pylist()]
+    fetched = _fetch(rows, fetch) if fetch else {}
+    for row in rows:
+        if not row.problem:
+            _check_picture(row, fetched, limits)
+    bad = [number for number, row in enumerate(rows) if row.problem]
+    ids = pa.array([rows[number].item["item_id"] for number in bad], pa.string())
+    places = block.select(["source", "row"]).take(pa.array(bad, pa.int64()))
+    write_failures(staging.failures, failures("items", ids, places, [rows[number].problem for number in bad]))
+    staged = pa.Table.from_pylist([row.item for row in rows if not row.problem], STAGED_ITEMS)
     write_part(staging.items, staged, ["order"])
     return staged.select(PLACES.names)
 
 
-def _item(raw: dict[str, Any], item: dict[str, Any], convert: Convert, limits: ImageLimits) -> dict[str, Any]:
-    """A staged item. Fills `item` as far as the row is right, so that a failure can name it; raises RowError."""
-    if raw["problem"]:
-        raise RowError(raw["problem"])
-    item.update(convert(raw))
-    content = _picture(item, limits)
-    place = {name: raw[name] for name in ("source", "row", "order")}
-    return item | place | {"content_hash": content_hash(item["title"], item["text"], content)}
+@dataclass
+class _Row:
+    """A staged item, as far as its row is right, and what is wrong with it."""
+
+    item: dict[str, Any]
+    problem: str | None = None
 
 
-def _picture(item: dict[str, Any], limits: ImageLimits) -> bytes:
-    """What stands for the picture in the content hash; takes a reference that leads nowhere out of the item."""
+def _convert(raw: dict[str, Any], convert: Convert) -> _Row:
+    row = _Row({"item_id": None}, raw["problem"])
+    if not row.problem:
+        try:
+            row.item = convert(raw) | {name: raw[name] for name in ("source", "row", "order")}
+        except RowError as error:
+            row.problem = str(error)
+    return row
+
+
+def _fetch(rows: list[_Row], rules: FetchRules) -> dict[str, bytes | FetchError]:
+    """The pictures on the web of these items: each with its bytes, or why there are none."""
+    uris = [row.item["image_uri"] for row in rows if not row.problem]
+    return fetch_all([uri for uri in uris if uri and re.match(WEB_ADDRESS, uri)], rules)
+
+
+def _check_picture(row: _Row, fetched: Mapping[str, bytes | FetchError], limits: ImageLimits) -> None:
+    """Put a fetched picture into the item, a reference that leads nowhere out of it, and hash the content."""
+    item = row.item
+    answer = fetched.get(item["image_uri"])
+    if isinstance(answer, FetchError):
+        row.problem = f"ImageNotFetched: image: {answer}"
+        return
+    item["image"] = answer or item["image"]
     try:
         content = read_image(item, limits)
         if content is not None:
             check_image(content, limits)
     except FileNotFoundError:
-        item["image_uri"] = None
-        return b""
+        item["image_uri"], content = None, None
     except ImageNotFetched:
-        return item["image_uri"].encode()
+        content = item["image_uri"].encode()
     except (ValueError, OSError) as error:
         kind = "ImageTooLarge" if isinstance(error, ImageTooLarge) else "UnreadableImage"
-        raise RowError(f"{kind}: image: {error}") from None
-    return content or b""
+        row.problem = f"{kind}: image: {error}"
+        return
+    item["content_hash"] = content_hash(item["title"], item["text"], content or b"")
 
 
 def check_interactions(
     block: pa.Table, convert: Callable[[pa.Table], pa.Table], items: ray.ObjectRef, staging: Staging
 ) -> pa.Table:
-    """Check a block of raw interactions; gives the good ones (`STAGED_INTERACTIONS`).
+    """Check a block of raw interactions; gives the good ones (`STAGED_INTERACTIONS`, or `STAGED_EVENTS`).
 
     items: reference to the known ids, a string array.
     """
@@ -185,7 +229,8 @@ def check_interactions(
     wrong = pc.is_valid(problem)
     bad = rows.filter(wrong)
     write_failures(staging.failures, failures("interactions", bad["user_id"], bad, problem.filter(wrong).to_pylist()))
-    return rows.filter(pc.invert(wrong)).select(STAGED_INTERACTIONS.names).cast(STAGED_INTERACTIONS)
+    schema = STAGED_EVENTS if "event_id" in rows.column_names else STAGED_INTERACTIONS
+    return rows.filter(pc.invert(wrong)).select(schema.names).cast(schema)
 
 
 def _first(problem: Any, wrong: Any, message: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import fs as pafs
 
-_REMOTE = ("http://", "https://")
+WEB_ADDRESS = r"(?i)^https?://"  # a picture that has to be fetched before it can be read
 
 
 class ImageError(ValueError):
@@ -57,8 +58,8 @@ def read_image(item: Mapping[str, Any], limits: ImageLimits) -> bytes | None:
 
 
 def _read_uri(uri: str, limits: ImageLimits) -> bytes:
-    if uri.startswith(_REMOTE):
-        raise ImageNotFetched(f"{uri} is a web address; pictures are not fetched from the web")
+    if re.match(WEB_ADDRESS, uri):
+        raise ImageNotFetched(f"{uri} is a web address that was not fetched")
     try:
         parts = urlsplit(uri)
         if parts.netloc:
@@ -100,11 +101,14 @@ def _open(content: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def load_image(item: Mapping[str, Any], limits: ImageLimits, long_side: int) -> Image.Image | None:
-    """An item's picture in RGB, transparent parts white, shrunk to `long_side` pixels; None without one.
+    """An item's picture in RGB, transparent parts white, shrunk to `long_side` pixels.
 
-    Raises FileNotFoundError or ImageError.
+    None without one, or where it lies on the web and was not fetched. Raises FileNotFoundError or ImageError.
     """
-    content = read_image(item, limits)
+    try:
+        content = read_image(item, limits)
+    except ImageNotFetched:
+        return None
     if content is None:
         return None
     with _open(content, limits) as picture:

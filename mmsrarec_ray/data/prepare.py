@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from mmsrarec_ray.config import Config
+from mmsrarec_ray.config import Config, Data
 from mmsrarec_ray.data.check import (
     PLACES,
     Staging,
@@ -38,6 +38,7 @@ from mmsrarec_ray.data.publish import InteractionRules, publish_interactions, pu
 from mmsrarec_ray.data.schemas import FAILURES
 from mmsrarec_ray.data.shop.generate import Shop
 from mmsrarec_ray.errors import ConfigError, InputError
+from mmsrarec_ray.fetch import FetchRules
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, Folder, source_fingerprint
@@ -50,7 +51,7 @@ class Prepare(Stage):
     artefact: ClassVar[str] = "dataset"
     code: ClassVar[tuple[str, ...]] = (
         *("data/importers", "data/read", "data/check", "data/images", "data/partition", "data/splits", "data/frames"),
-        *("data/prepare", "data/publish", "data/schemas", "data/parts"),
+        *("data/prepare", "data/publish", "data/schemas", "data/parts", "fetch"),
     )
 
     def requires(self) -> list[Stage]:
@@ -65,13 +66,11 @@ class Prepare(Stage):
             source, run = Folder.at(data.path).path, Folder.at(self.config.run).path
             if f"{run}/".startswith(f"{source}/"):
                 raise ConfigError(f"run: must not lie in data.path, which would change with each result. Got {run!r}.")
-        ordered = data.format == "microlens" or (
-            data.format == "tables" and data.interactions is not None and not data.interaction_columns.timestamp
-        )
-        if split.users == "time" and ordered:
-            raise ConfigError("split.users: 'time' needs interactions with timestamps. These have an order only.")
-        if data.min_weight is not None and data.format == "tables" and not data.interaction_columns.weight:
-            raise ConfigError("data.min_weight: needs data.interaction_columns.weight, the column to compare.")
+            found = open_import(data, Folder.at(data.path))
+            if split.users == "time" and found.ordered_by != "time":
+                raise ConfigError("split.users: 'time' needs interactions with timestamps. These have an order only.")
+            if data.min_weight is not None and not found.weighted:
+                raise ConfigError("data.min_weight: needs data.interaction_columns.weight, or a format with ratings.")
 
     def sources(self) -> dict[str, str]:
         if self.config.data.path is None:
@@ -99,6 +98,15 @@ def _data(config: Config) -> Any:
     return config.data.model_copy(update={"items": "items", "interactions": "interactions", "timestamp_unit": "ms"})
 
 
+def _fetch_rules(data: Data) -> FetchRules | None:
+    """None where pictures on the web stay there."""
+    fetch = data.fetch
+    if not fetch.enabled:
+        return None
+    rules = fetch.model_dump(exclude={"enabled"})
+    return FetchRules(max_bytes=data.max_image_bytes, content_type="image/", **rules)
+
+
 class _Work:
     """One run of the stage: what it found so far."""
 
@@ -114,7 +122,9 @@ class _Work:
         """Check the items and stage them in parts; find ids that come twice."""
         data = self.config.data
         limits = ImageLimits(data.max_image_bytes, data.max_image_pixels)
-        checked = map_tables(self.source.items.blocks(), check_items, self.source.item, limits, self.staging)
+        checked = map_tables(
+            self.source.items.blocks(), check_items, self.source.item, limits, _fetch_rules(data), self.staging
+        )
         tables = (table.select(PLACES.names).cast(PLACES) for table in iter_tables(checked))
         places = pa.concat_tables([PLACES.empty_table(), *tables])
         later, first = duplicates(places)
@@ -204,6 +214,7 @@ class _Work:
             "median_length": float(np.median(ordered)),
             "max_length": int(ordered.max()),
             "missing_images": items["missing_images"],
+            "unfetched_images": items["unfetched_images"],
             "missing_texts": items["missing_texts"],
             "ties_in_time": self.counts["ties"],
             "ordered_by": self.source.ordered_by,

@@ -14,6 +14,7 @@ import ray
 
 from mmsrarec_ray.config import Split
 from mmsrarec_ray.data import splits
+from mmsrarec_ray.data.images import WEB_ADDRESS
 from mmsrarec_ray.data.partition import CoreSettings, alive, user_starts
 from mmsrarec_ray.data.parts import read_part, to_parquet, write_part
 from mmsrarec_ray.data.schemas import INTERACTIONS, ITEMS, USERS
@@ -154,8 +155,10 @@ def _write_items(
     table = table.append_column("in_core", pc.is_in(table["item_id"], value_set=core))
     items = table.select(ITEMS.names).cast(ITEMS)
     write_part(out / "items", items, ["item_id"])
-    no_image = pc.and_(pc.is_null(items["image"]), pc.is_null(items["image_uri"]))
-    no_text = pc.and_(pc.is_null(items["title"]), pc.is_null(items["text"]))
-    return Counter(
-        out=items.num_rows, missing_images=pc.sum(no_image).as_py() or 0, missing_texts=pc.sum(no_text).as_py() or 0
-    )
+    on_the_web = pc.match_substring_regex(items["image_uri"], WEB_ADDRESS)
+    counted = {
+        "missing_images": pc.and_(pc.is_null(items["image"]), pc.is_null(items["image_uri"])),
+        "unfetched_images": pc.and_(pc.is_null(items["image"]), on_the_web),
+        "missing_texts": pc.and_(pc.is_null(items["title"]), pc.is_null(items["text"])),
+    }
+    return Counter(out=items.num_rows, **{name: pc.sum(rows).as_py() or 0 for name, rows in counted.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from mmsrarec_ray.config import load
+from mmsrarec_ray.data.images import ImageLimits, load_image
 from mmsrarec_ray.data.importers.base import RowError, clean_attribute, clean_id, clean_text
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.errors import InputError
@@ -108,6 +110,16 @@ def test_a_quote_that_never_closes_is_refused(prepare: Callable[..., Prepared]) 
         prepare({"items.csv": items}, *CSV, "data.interactions=null")
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_text_files_packed_with_gzip(prepare: Callable[..., Prepared], ending: str) -> None:
+    row = {"item_id": "a", "title": "Äpfel", "text": "red"}
+    between = "\t" if ending == "tsv" else ","
+    text = json.dumps(row) if ending == "jsonl" else "\n".join(map(between.join, (row, row.values())))
+    settings = (*CSV, "data.interactions=null", f"data.items=items.{ending}.gz")
+    done = prepare({f"items.{ending}.gz": gzip.compress(text.encode())}, *settings)
+    assert done.item("a")["title"] == "Äpfel"
+
+
 def test_json_lines(prepare: Callable[..., Prepared]) -> None:
     items = '{"item_id": 1, "title": "One", "text": null}\r\n\n{"title": "Two", "item_id": "2", "text": "t"}'
     log = [
@@ -193,6 +205,12 @@ def test_pictures(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
     assert len(set(hashes.values())) == 4
 
 
+@pytest.mark.parametrize("address", ["https://images.example/a.png", "HTTP://images.example/a.png"])
+def test_a_picture_on_the_web_is_none_until_it_is_fetched(address: str) -> None:
+    assert load_image({"image": None, "image_uri": address}, ImageLimits(1000, 1000), 10) is None
+    assert load_image({"image": picture(), "image_uri": address}, ImageLimits(1000, 1000), 10) is not None
+
+
 def test_the_content_hash_is_of_the_content(prepare: Callable[..., Prepared]) -> None:
     """Bytes and a reference to the same bytes are the same content; another picture is another."""
     inside = pa.table({"item_id": ["a"], "title": ["A"], "text": ["t"], "image": [picture()]})
@@ -252,6 +270,49 @@ def test_microlens(prepare: Callable[..., Prepared]) -> None:
     failed = sorted((row["row"], row["error"], row["id"]) for row in done.rows("failures"))
     assert [(row, error) for row, error, _ in failed] == [(3, "MalformedRow"), (4, "UnknownItem"), (6, "MalformedRow")]
     assert done.counts["interactions_in"] == 9
+
+
+RELEASE = {
+    "MicroLens-50k_titles.csv": "item,title\n1,one\n2,two\n",
+    "MicroLens-50k_pairs.csv": "user,item,timestamp\n8,2,1583378629552\n8,1,1583378629551\n9,1,never\n",
+    "MicroLens-50k_pairs.tsv": "8\t2 1\n",
+    "MicroLens-50k_covers/1.jpg": picture(kind="JPEG"),
+}
+
+
+def test_the_release_of_microlens_has_times_and_covers(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
+    done = prepare(RELEASE, "data.format=microlens")
+    assert done.history("8") == ["1", "2"]
+    assert done.rows("interactions")[0]["timestamp"] == 1583378629551
+    assert done.failure("interactions")["error"] == "BadTimestamp"
+    assert done.item("1")["image_uri"] == f"{tmp_path}/one/data/MicroLens-50k_covers/1.jpg"
+    assert done.item("2")["image_uri"] is None
+    assert (done.metrics["ordered_by"], done.metrics["missing_images"]) == ("time", 1)
+
+
+def test_covers_of_microlens_lie_where_the_setting_says(prepare: Callable[..., Prepared]) -> None:
+    files = {"titles.csv": "item,title\n1,one\n2,two\n", "pairs.tsv": "8\t1 2\n", "covers/1.jpg": picture()}
+    files |= {"my covers/1.jpg": b"no picture", "my covers/2.jpg": picture(colour="blue")}
+    done = prepare(files, "data.format=microlens", "data.covers=my covers")
+    assert (done.failure()["id"], done.failure()["error"]) == ("1", "UnreadableImage")
+    assert done.item("2")["image_uri"].endswith("/my covers/2.jpg")
+    assert prepare(files, "data.format=microlens", under="two").item("1")["image_uri"].endswith("/covers/1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"pairs.tsv": ""}, "expected titles.csv, with any prefix_ before it"),
+        ({"titles.csv": ""}, "expected pairs.csv or pairs.tsv"),
+        (RELEASE | {"MicroLens-100k_pairs.csv": ""}, "expected one pairs.csv, got MicroLens-100k_pairs.csv, MicroL"),
+        ({"titles.csv": "", "pairs.tsv": ""}, "data.covers must be a folder"),
+    ],
+)
+def test_files_of_microlens_that_are_refused(
+    prepare: Callable[..., Prepared], files: dict[str, str | bytes], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        prepare(files, "data.format=microlens", "data.covers=gone")
 
 
 @pytest.mark.parametrize("settings", [("data.items=nowhere.csv",), ("data.items=items.txt",), ("data.items=empty",)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from mmsrarec_ray import job
 from mmsrarec_ray.data import splits
 from mmsrarec_ray.data.prepare import Prepare
-from tests.data.conftest import CSV, ITEMS_CSV, Prepared
+from tests.data.conftest import CSV, ITEMS_CSV, Prepared, write_files
 
 IDS = [f"user {n}" for n in range(1000)]
 
@@ -107,7 +108,9 @@ def test_items_are_split_exactly(prepare: Callable[..., Prepared]) -> None:
 
 
 @pytest.mark.parametrize("setting", ["data.interaction_columns.timestamp=null", "data.format=microlens"])
-def test_a_split_by_time_needs_times(setting: str) -> None:
-    words = ["data.format=tables", "data.path=/nowhere", "run=/tmp/run", "split.users=time", setting]
+def test_a_split_by_time_needs_times(tmp_path: Path, setting: str) -> None:
+    files = {"items.csv": ITEMS_CSV, "interactions.csv": "user_id,item_id\n", "titles.csv": "", "pairs.tsv": ""}
+    data = write_files(tmp_path / "data", files)
+    words = ["data.format=tables", f"data.path={data}", f"run={tmp_path}/run", *CSV, "split.users=time", setting]
     with pytest.raises(job.UsageError, match=r"split\.users"):
         Prepare(job.load(None, words)).check()

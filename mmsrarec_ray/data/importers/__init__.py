@@ -3,16 +3,21 @@ one row of them becomes one of ours."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers import microlens, movies, tables
 from mmsrarec_ray.data.importers.base import Import
 from mmsrarec_ray.store import Folder
 
+_IMPORTERS: dict[str, Callable[[Data, Folder], Import]] = {
+    "shop": tables.open_import,
+    "tables": tables.open_import,
+    "movies": movies.open_import,
+    "microlens": microlens.open_import,
+}
+
 
 def open_import(data: Data, folder: Folder) -> Import:
     """The import of a data set that lies in `folder`. Raises InputError where its files are not there."""
-    if data.format == "movies":
-        return movies.open_import(folder)
-    if data.format == "microlens":
-        return microlens.open_import(folder)
-    return tables.open_import(data, folder)
+    return _IMPORTERS[data.format](data, folder)

@@ -16,7 +16,9 @@ from mmsrarec_ray.store import Folder
 
 Row = Mapping[str, Any]
 WRONG_TYPE = "WrongType"
-KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl"}
+_TEXTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl"}
+_PACKED = {f"{ending}.gz": kind for ending, kind in _TEXTS.items()}
+KINDS = {".parquet": "parquet", ".arrow": "arrow", **_TEXTS, **_PACKED}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,36 @@ class Import:
     interaction_table: Callable[[pa.Table], pa.Table]
     ordered_by: str
     """`time`, or `order` where timestamps are positions."""
+    weighted: bool = False
+    """Whether interactions have weights, such as ratings."""
+    events: bool = False
+    """Whether the interactions come as lines of our own API: `interaction_table` gives event_id, impression,
+    request_id, rank and bundle as well, and impressions are no interactions."""
+
+
+def item_of(
+    item_id: str,
+    title: str | None,
+    text: str | None = None,
+    image_uri: str | None = None,
+    *,
+    image: bytes | None = None,
+    attributes: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """An item as `Import.item` gives it, without the attributes that have no value."""
+    return {
+        "item_id": item_id,
+        "title": title,
+        "text": text,
+        "image": image,
+        "image_uri": image_uri,
+        "attributes": {name: value for name, value in (attributes or {}).items() if value},
+    }
+
+
+def exists(folder: Folder, name: str) -> bool:
+    """Whether there is a file or a folder of that name."""
+    return folder.filesystem.get_file_info(folder.file(name)).type != pafs.FileType.NotFound
 
 
 def find_files(folder: Folder, name: str, key: str) -> list[str]:
@@ -49,6 +81,14 @@ def find_files(folder: Folder, name: str, key: str) -> list[str]:
     files = [file for file in below if any(file.endswith(ending) for ending in KINDS)]
     if not files:
         raise InputError(f"{folder.file(name)}: {key} must be a file or a folder with {', '.join(KINDS)} files.")
+    return files
+
+
+def find_endings(folder: Folder, *endings: str) -> list[str]:
+    """The files below `folder` that end so, relative to it. Raises InputError where there are none."""
+    files = [name for name in folder.files() if name.endswith(endings)]
+    if not files:
+        raise InputError(f"{folder.path}: expected a file that ends in {' or '.join(endings)}, found none.")
     return files
 
 

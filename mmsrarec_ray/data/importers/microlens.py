@@ -1,42 +1,74 @@
-"""MicroLens as MLLM-MSR ships it: `pairs.tsv` (a user and, in order, the items) and `titles.csv`.
+"""MicroLens: titles, who watched what, and covers in a folder.
 
-There is no time: the position in the line is the order.
+`titles.csv` and `pairs.tsv` (a user and, in order, the items), as MLLM-MSR ships them, or the release's own files, such
+as `MicroLens-50k_titles.csv`, `MicroLens-50k_pairs.csv` (user, item, milliseconds) and `MicroLens-50k_covers/`. In
+`pairs.tsv` there is no time: the position in the line is the order.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs as pafs
 
-from mmsrarec_ray.data.importers.base import Import, Row, clean_id, clean_text, find_files
+from mmsrarec_ray.config import Data
+from mmsrarec_ray.data.importers.base import Import, Row, clean_id, clean_text, exists, item_of
+from mmsrarec_ray.data.importers.tables import interaction_columns
 from mmsrarec_ray.data.read import MALFORMED, PLACE, Source
+from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.store import Folder
 
+_NAMES = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
 
-def open_import(folder: Folder) -> Import:
-    titles = find_files(folder, "titles.csv", "titles.csv")
-    pairs = find_files(folder, "pairs.tsv", "pairs.tsv")
+
+def open_import(data: Data, folder: Folder) -> Import:
+    titles = _need(folder, "titles.csv")
+    pairs = _need(folder, "pairs.csv", "pairs.tsv")  # the first knows the time
+    timed = pairs.endswith(".csv")
     return Import(
-        items=Source(folder, titles, "csv", ("item", "title")),
-        item=_item,
-        interactions=Source(folder, pairs, "lines", ("line",)),
-        interaction_table=_interactions,
-        ordered_by="order",
+        items=Source(folder, [titles], "csv", ("item", "title")),
+        item=partial(_item, covers=_covers(data, folder)),
+        interactions=Source(folder, [pairs], *(("csv", tuple(_NAMES)) if timed else ("lines", ("line",)))),
+        interaction_table=partial(interaction_columns, names=_NAMES, unit="ms") if timed else _interactions,
+        ordered_by="time" if timed else "order",
     )
 
 
-def _item(row: Row) -> dict[str, Any]:
-    return {
-        "item_id": clean_id(row["item"], "item"),
-        "title": clean_text(row["title"], "title"),
-        "text": None,
-        "image": None,
-        "image_uri": None,
-        "attributes": {},
-    }
+def _covers(data: Data, folder: Folder) -> Folder | None:
+    if data.covers and not exists(folder, data.covers):
+        raise InputError(f"{folder.file(data.covers)}: data.covers must be a folder of pictures. There is none.")
+    name = data.covers or _find(folder, "covers")
+    return folder / name if name else None
+
+
+def _need(folder: Folder, *names: str) -> str:
+    found = _find(folder, *names)
+    if found is None:
+        raise InputError(f"{folder.path}: expected {' or '.join(names)}, with any prefix_ before it. Found none.")
+    return found
+
+
+def _find(folder: Folder, *names: str) -> str | None:
+    """What has the first of these names, alone or after a prefix_. Raises InputError where several have it."""
+    infos = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True))
+    for name in names:
+        found = sorted(info.base_name for info in infos if f"_{info.base_name}".endswith(f"_{name}"))
+        if len(found) > 1:
+            raise InputError(f"{folder.path}: expected one {name}, got {', '.join(found)}.")
+        if found:
+            return found[0]
+    return None
+
+
+def _item(row: Row, covers: Folder | None) -> dict[str, Any]:
+    item_id = clean_id(row["item"], "item")
+    return item_of(
+        item_id, clean_text(row["title"], "title"), image_uri=covers.uri(f"{item_id}.jpg") if covers else None
+    )
 
 
 def _interactions(block: pa.Table) -> pa.Table:

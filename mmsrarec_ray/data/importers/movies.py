@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers.base import (
     Import,
     Row,
@@ -16,6 +17,7 @@ from mmsrarec_ray.data.importers.base import (
     clean_id,
     clean_text,
     find_files,
+    item_of,
     parse_json,
 )
 from mmsrarec_ray.data.importers.tables import interaction_columns
@@ -25,7 +27,7 @@ from mmsrarec_ray.store import Folder
 _ATTRIBUTES = ("genres", "plot_keywords", "director", "year")
 
 
-def open_import(folder: Folder) -> Import:
+def open_import(data: Data, folder: Folder) -> Import:
     items = Source(folder, find_files(folder, "items.jsonl", "items.jsonl"), "jsonl", ("item_id",))
     columns = ("user_id", "item_id", "rating", "timestamp")
     found = find_files(folder, "interactions.csv", "interactions.csv")
@@ -36,6 +38,7 @@ def open_import(folder: Folder) -> Import:
         interactions=Source(folder, found, "csv", columns),
         interaction_table=partial(interaction_columns, names=names, unit="s"),
         ordered_by="time",
+        weighted=True,
     )
 
 
@@ -43,14 +46,12 @@ def _item(row: Row, folder: Folder) -> dict[str, Any]:
     film = parse_json(row["json"])
     plots = [clean_text(film.get(name), name) for name in ("description", "plot_omdb")]
     said = [plot for plot in plots if plot]
-    text = " ".join(said[:1] if len(said) == 2 and said[1] in said[0] else said)
+    text = " ".join(said[:1] if len(said) == 2 and said[1] in said[0] else said) or None
     image = clean_text(film.get("image"), "image")
-    attributes = {name: clean_attribute(film.get(name), name) for name in _ATTRIBUTES}
-    return {
-        "item_id": clean_id(film.get("item_id"), "item_id"),
-        "title": clean_text(film.get("title"), "title"),
-        "text": text or None,
-        "image": None,
-        "image_uri": folder.uri(image) if image else None,
-        "attributes": {name: value for name, value in attributes.items() if value},
-    }
+    return item_of(
+        clean_id(film.get("item_id"), "item_id"),
+        clean_text(film.get("title"), "title"),
+        text,
+        folder.uri(image) if image else None,
+        attributes={name: clean_attribute(film.get(name), name) for name in _ATTRIBUTES},
+    )

@@ -5,6 +5,7 @@ A picture is bytes, a path relative to the data folder, or a URI.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmsrarec_ray.config import Data, ItemColumns
+from mmsrarec_ray.config import Data, InteractionColumns, ItemColumns
 from mmsrarec_ray.data.importers.base import (
     Import,
     Row,
@@ -21,6 +22,7 @@ from mmsrarec_ray.data.importers.base import (
     clean_id,
     clean_text,
     find_files,
+    item_of,
     kind_of,
     parse_json,
 )
@@ -28,6 +30,7 @@ from mmsrarec_ray.data.read import PLACE, Source
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.store import Folder
 
+Find = Callable[[Folder, str, str], list[str]]
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _ISO = r"^\s*\d{4}-\d{2}-\d{2}([T ]|\s*$)"
@@ -35,42 +38,59 @@ _SHOWN = 80  # characters of a wrong value
 _LATEST_MS = 253_402_300_800_000  # the year 10000: later is a wrong unit
 
 
-def open_import(data: Data, folder: Folder) -> Import:
-    files = find_files(folder, data.items, "data.items")
-    kind = kind_of(folder, files, "data.items")
-    c = data.item_columns
-    wanted = tuple(name for name in (c.item_id, c.title, c.text, c.image, *c.attributes) if name)
+def open_import(data: Data, folder: Folder, find: Find = find_files) -> Import:
+    """find: of the files behind a setting, and of what kind they are."""
+    items, item = catalogue(data, folder, find)
     interactions, names = None, {}
     if data.interactions is not None:
-        i = data.interaction_columns
-        pairs = ((i.user_id, "user_id"), (i.item_id, "item_id"), (i.timestamp, "timestamp"), (i.weight, "weight"))
-        names = {theirs: ours for theirs, ours in pairs if theirs}
-        found = find_files(folder, data.interactions, "data.interactions")
-        interactions_kind = kind_of(folder, found, "data.interactions")
-        interactions = Source(folder, found, interactions_kind, tuple(names))
+        names = columns_of(data.interaction_columns)
+        found = find(folder, data.interactions, "data.interactions")
+        interactions = Source(folder, found, kind_of(folder, found, "data.interactions"), tuple(names))
     return Import(
-        items=Source(folder, files, kind, wanted),
-        item=partial(_item, columns=c, folder=folder, parse=kind == "jsonl"),
+        items=items,
+        item=item,
         interactions=interactions,
         interaction_table=partial(interaction_columns, names=names, unit=data.timestamp_unit),
-        ordered_by="time" if data.interaction_columns.timestamp else "order",
+        ordered_by="time" if interactions is None or data.interaction_columns.timestamp else "order",
+        weighted=bool(data.interaction_columns.weight),
     )
 
 
-def _item(row: Row, columns: ItemColumns, folder: Folder, parse: bool) -> dict[str, Any]:
+def catalogue(data: Data, folder: Folder, find: Find = find_files) -> tuple[Source, Callable[[Row], dict[str, Any]]]:
+    """The table of items, and what makes an item of its rows."""
+    files = find(folder, data.items, "data.items")
+    kind = kind_of(folder, files, "data.items")
+    item = partial(table_item, columns=data.item_columns, folder=folder, parse=kind == "jsonl")
+    return Source(folder, files, kind, fields_of(data.item_columns)), item
+
+
+def fields_of(c: ItemColumns) -> tuple[str, ...]:
+    """Their columns that make an item."""
+    return tuple(name for name in (c.item_id, c.title, c.text, c.image, *c.attributes) if name)
+
+
+def columns_of(i: InteractionColumns) -> dict[str, str]:
+    """Their columns and what they are to us."""
+    pairs = ((i.user_id, "user_id"), (i.item_id, "item_id"), (i.timestamp, "timestamp"), (i.weight, "weight"))
+    return {theirs: ours for theirs, ours in pairs if theirs}
+
+
+def table_item(row: Row, columns: ItemColumns, folder: Folder, parse: bool = False) -> dict[str, Any]:
+    """An item out of the columns of a row. parse: the row is a line of JSON."""
     if parse:
         row = parse_json(row["json"])
     picture = row.get(columns.image) if columns.image else None
+    if isinstance(picture, dict):  # the library `datasets` keeps a picture as its bytes, or as where it lies
+        picture = picture.get("bytes") or picture.get("path")
     uri = None if isinstance(picture, bytes) else clean_text(picture, str(columns.image))
-    attributes = {name: clean_attribute(row.get(name), name) for name in columns.attributes}
-    return {
-        "item_id": clean_id(row.get(columns.item_id), columns.item_id),
-        "title": clean_text(row.get(columns.title), columns.title) if columns.title else None,
-        "text": clean_text(row.get(columns.text), columns.text) if columns.text else None,
-        "image": picture if isinstance(picture, bytes) else None,
-        "image_uri": _locate(uri, folder) if uri else None,
-        "attributes": {name: value for name, value in attributes.items() if value},
-    }
+    return item_of(
+        clean_id(row.get(columns.item_id), columns.item_id),
+        clean_text(row.get(columns.title), columns.title) if columns.title else None,
+        clean_text(row.get(columns.text), columns.text) if columns.text else None,
+        _locate(uri, folder) if uri else None,
+        image=picture if isinstance(picture, bytes) else None,
+        attributes={name: clean_attribute(row.get(name), name) for name in columns.attributes},
+    )
 
 
 def _locate(picture: str, folder: Folder) -> str:
@@ -83,14 +103,14 @@ def interaction_columns(block: pa.Table, names: dict[str, str], unit: str) -> pa
     names: their column -> ours (user_id, item_id, timestamp, weight); without `timestamp` the order serves.
     """
     if "json" in block.column_names:
-        block = _from_json(block, names)
+        block = from_json(block, names)
     problem = block["problem"]
     ours = {mine: _plain(block, theirs, mine) for theirs, mine in names.items()}
     columns = {name: pc.utf8_trim_whitespace(ours[name].cast(pa.string())) for name in ("user_id", "item_id")}
     if "timestamp" in ours:
         time = _milliseconds(ours["timestamp"], unit)
         expected = f"timestamp: expected {unit} since 1970 or ISO 8601"
-        problem = _blame(problem, time, ours["timestamp"], "BadTimestamp", expected)
+        problem = blame(problem, time, ours["timestamp"], "BadTimestamp", expected)
         columns["timestamp"] = time
     else:
         columns["timestamp"] = block["order"]
@@ -99,14 +119,14 @@ def interaction_columns(block: pa.Table, names: dict[str, str], unit: str) -> pa
         weight = _finite(_numbers(ours["weight"]).cast(pa.float32()))
         given = ours["weight"].cast(pa.string())
         lost = pc.and_(pc.is_null(weight), pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(given), ""), False))
-        problem = _blame(problem, pc.if_else(lost, None, 0.0), ours["weight"], "BadWeight", "weight: expected a number")
+        problem = blame(problem, pc.if_else(lost, None, 0.0), ours["weight"], "BadWeight", "weight: expected a number")
         columns["weight"] = weight
     place = {name: block[name] for name in PLACE.names} | {"problem": problem}
     return pa.table(place | columns)
 
 
-def _from_json(block: pa.Table, names: dict[str, str]) -> pa.Table:
-    """One column a field, as strings."""
+def from_json(block: pa.Table, names: dict[str, str]) -> pa.Table:
+    """Lines of JSON as one column a field, strings. names: theirs -> ours; one that ends in `_id` must be there."""
     nothing: dict[str, str | None] = dict.fromkeys(names)
     rows, problems = [], []
     for line, problem in zip(block["json"].to_pylist(), block["problem"].to_pylist(), strict=True):
@@ -192,7 +212,7 @@ def _moment(text: str) -> int | None:
     return since // timedelta(milliseconds=1) if since >= timedelta() else None
 
 
-def _blame(problem: Any, converted: Any, value: Any, kind: str, expected: str) -> Any:
+def blame(problem: Any, converted: Any, value: Any, kind: str, expected: str) -> Any:
     """Say what is wrong with the rows whose value did not convert, where nothing was wrong before."""
     got = pc.utf8_slice_codeunits(pc.fill_null(value.cast(pa.string()), "nothing"), 0, _SHOWN)
     said = pc.binary_join_element_wise(f"{kind}: {expected}, got ", got, "")
