@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmsrarec_ray.config import Data
-from mmsrarec_ray.data.importers import microlens, movielens, movies, recbole, tables
+from mmsrarec_ray.data.importers import amazon, microlens, movielens, movies, recbole, tables
 from mmsrarec_ray.data.importers.base import Import
 from mmsrarec_ray.store import Folder
 
@@ -15,6 +15,7 @@ _IMPORTERS: dict[str, Callable[[Data, Folder], Import]] = {
     "tables": tables.open_import,
     "movies": movies.open_import,
     "microlens": microlens.open_import,
+    "amazon": amazon.open_import,
     "recbole": recbole.open_import,
     "movielens": movielens.open_import,
 }
