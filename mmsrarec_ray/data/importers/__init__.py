@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmsrarec_ray.config import Data
-from mmsrarec_ray.data.importers import amazon, microlens, movielens, movies, recbole, tables
+from mmsrarec_ray.data.importers import amazon, huggingface, microlens, movielens, movies, recbole, tables
 from mmsrarec_ray.data.importers.base import Import
 from mmsrarec_ray.store import Folder
 
@@ -18,6 +18,7 @@ _IMPORTERS: dict[str, Callable[[Data, Folder], Import]] = {
     "amazon": amazon.open_import,
     "recbole": recbole.open_import,
     "movielens": movielens.open_import,
+    "huggingface": huggingface.open_import,
 }
 
 
