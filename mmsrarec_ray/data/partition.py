@@ -91,7 +91,7 @@ def order_user(block: pa.Table, drop_repeats: bool, min_weight: float | None, ou
         block = heavy
     block = block.sort_by([("user_id", "ascending"), ("timestamp", "ascending"), ("order", "ascending")])
     if drop_repeats:
-        once = _first_of_each(block)
+        once = first_of_each(block, ["user_id", "item_id"])
         counts["repeats"] = block.num_rows - once.num_rows
         block = once
     counts["ties"] = _ties(block)
@@ -99,9 +99,10 @@ def order_user(block: pa.Table, drop_repeats: bool, min_weight: float | None, ou
     return {name: [value] for name, value in counts.items()}
 
 
-def _first_of_each(block: pa.Table) -> pa.Table:
+def first_of_each(block: pa.Table, keys: list[str]) -> pa.Table:
+    """The first row of each key, in the order of the rows."""
     numbered = block.append_column("place", pa.array(np.arange(block.num_rows)))
-    firsts = numbered.group_by(["user_id", "item_id"]).aggregate([("place", "min")])["place_min"]
+    firsts = numbered.group_by(keys).aggregate([("place", "min")])["place_min"]
     return block.take(pa.array(np.sort(firsts.to_numpy())))
 
 

@@ -2,6 +2,7 @@
 
     items          read -> check (pictures by their header) -> staged parts -> drop second ids -> items/
     interactions   read -> check -> hash by user -> order, drop repeats -> k-core -> split -> interactions/, users/
+    events         as interactions, and impressions/ on the way
 
 Memory is bounded by the block, plus ids and counts of items and a hash for each user. Every row that comes in
 goes out, fails (failures/, with its file and row) or is filtered: the stage adds the counts up before it ends.
@@ -32,6 +33,7 @@ from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.images import ImageLimits
 from mmsrarec_ray.data.importers import open_import
 from mmsrarec_ray.data.importers.base import Import
+from mmsrarec_ray.data.impressions import take_impressions
 from mmsrarec_ray.data.partition import CoreSettings, by_user, k_core, order_user
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.publish import InteractionRules, publish_interactions, publish_items
@@ -51,7 +53,7 @@ class Prepare(Stage):
     artefact: ClassVar[str] = "dataset"
     code: ClassVar[tuple[str, ...]] = (
         *("data/importers", "data/read", "data/check", "data/images", "data/partition", "data/splits", "data/frames"),
-        *("data/prepare", "data/publish", "data/schemas", "data/parts", "fetch"),
+        *("data/prepare", "data/publish", "data/schemas", "data/parts", "data/impressions", "fetch"),
     )
 
     def requires(self) -> list[Stage]:
@@ -158,6 +160,8 @@ class _Work:
         if checked.count() == 0:
             return
         parts = by_user(checked, data.rows_per_partition)
+        if self.source.events:
+            parts = map_tables(parts, take_impressions, self.staging, self.out / "impressions")
         ordered = map_tables(parts, order_user, data.drop_repeats, data.min_weight, self.partitions)
         for row in ordered.iter_rows():
             self.counts.update(row)
@@ -193,6 +197,8 @@ class _Work:
             "filtered_repeats": self.counts["repeats"],
             "filtered_core": interactions["outside"],
         }
+        if self.source.events:
+            counts |= {"filtered_duplicates": read["duplicates"], "filtered_impressions": read["impressions"]}
         for table in ("items", "interactions"):
             filtered = sum(counts[name] for name in counts if name.startswith("filtered") and table == "interactions")
             if counts[f"{table}_in"] != counts[f"{table}_out"] + counts[f"{table}_failed"] + filtered:

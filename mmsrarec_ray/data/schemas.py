@@ -9,8 +9,8 @@ ITEMS = pa.schema(
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("title", pa.string()),
         pa.field("text", pa.string()),
-        pa.field("image", pa.binary()),  # the encoded picture, where the source held bytes
-        pa.field("image_uri", pa.string()),  # else where it lies: an absolute path or a URI
+        pa.field("image", pa.binary()),  # the encoded picture, where the source held bytes or it was fetched
+        pa.field("image_uri", pa.string()),  # where it lies, or was fetched from: an absolute path or a URI
         pa.field("attributes", pa.map_(pa.string(), pa.string())),
         pa.field("content_hash", pa.string(), nullable=False),  # of title, text and the picture's bytes
         pa.field("split", pa.string(), nullable=False),  # train, validation or test: what a summariser may learn from
@@ -34,6 +34,19 @@ USERS = pa.schema(
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("interactions", pa.int32(), nullable=False),
         pa.field("split", pa.string()),  # of the user as a whole; null where the split is not by user
+    ]
+)
+
+# What users were shown by our own API; absent where the data holds none.
+IMPRESSIONS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("timestamp", pa.int64(), nullable=False),  # ms since 1970
+        pa.field("request_id", pa.string()),  # items of one answer share it
+        pa.field("rank", pa.int32()),  # place in the answer, as the API counts
+        pa.field("bundle", pa.string()),  # what the API served from
     ]
 )
 

@@ -6,7 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmsrarec_ray.config import Data
-from mmsrarec_ray.data.importers import amazon, huggingface, microlens, movielens, movies, recbole, tables
+from mmsrarec_ray.data.importers import (
+    amazon,
+    events,
+    huggingface,
+    microlens,
+    movielens,
+    movies,
+    recbole,
+    tables,
+)
 from mmsrarec_ray.data.importers.base import Import
 from mmsrarec_ray.store import Folder
 
@@ -19,6 +28,7 @@ _IMPORTERS: dict[str, Callable[[Data, Folder], Import]] = {
     "recbole": recbole.open_import,
     "movielens": movielens.open_import,
     "huggingface": huggingface.open_import,
+    "events": events.open_import,
 }
 
 
