@@ -24,6 +24,8 @@ from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, Folder, Run
 
+_DATA_SETS = ("shop", "movies", "microlens")  # formats that one data set has; those of the others go by their path
+
 
 class Evaluate(Stage):
     """Compare methods on the same cases: a table, intervals, paired tests, slices."""
@@ -86,7 +88,7 @@ def _setting(config: Config, cases: Cases, log: Log, statistics: dict[str, Any])
     told = ("users", "items", "core_items", "interactions", "mean_length")
     settings = config.evaluate
     return report.Setting(
-        dataset=config.data.format if config.data.format != "tables" else str(config.data.path),
+        dataset=config.data.format if config.data.format in _DATA_SETS else str(config.data.path),
         protocol=settings.protocol,
         pool=settings.pool,
         split=config.split.users,
