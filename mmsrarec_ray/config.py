@@ -508,6 +508,85 @@ class Evaluate(Settings):
     """The head: the most popular items, this share of those with any interaction."""
 
 
+class Replicas(Settings):
+    """One deployment of the serving graph: how it scales and how much may wait for it."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveFloat = 8
+    """Requests in a replica at a time that autoscaling aims at."""
+    max_ongoing_requests: PositiveInt = 64
+    """Requests a replica takes at a time; further ones wait."""
+    max_queued_requests: PositiveInt = 128
+    """Requests that wait at each caller; further ones are refused."""
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 5
+    """How long load must last before replicas are added."""
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 120
+    """How long load must have gone before replicas are taken away."""
+    health_check_period_s: PositiveFloat = 10
+    """Between two looks at a replica's health; a sick one is replaced."""
+
+
+class Deployment(Replicas):
+    """A deployment without an engine."""
+
+    cpus: Annotated[float, Field(ge=0)] = 0.2
+    """Logical CPUs a replica asks Ray for."""
+
+
+class Limits(Settings):
+    """What a request to the service may hold at most; more is refused."""
+
+    body_bytes: PositiveInt = 8_000_000
+    """Of a request's body, read or not."""
+    id_chars: PositiveInt = 256
+    """Characters of an id."""
+    history: PositiveInt = 200
+    """Items of an anonymous history, and of a user's that are looked at: the newest."""
+    k: PositiveInt = 100
+    """Items asked for."""
+    candidates: PositiveInt = 200
+    """Candidates in a request."""
+    events: PositiveInt = 1_000
+    """Events in a request."""
+    title_chars: PositiveInt = 1_000
+    text_chars: PositiveInt = 20_000
+    picture_bytes: PositiveInt = 5_000_000
+    """An encoded picture that is put."""
+    picture_pixels: PositiveInt = 20_000_000
+
+
+class Serve(Settings):
+    """The service behind serve_apps/recommend.py."""
+
+    store: str | None = None
+    """The online store: `sqlite:///` and an absolute path on a disk that all replicas see (one node); null:
+    `<run>/online/store.sqlite`."""
+    deadline_ms: PositiveInt = 2_000
+    """A recommendation is answered by then: with the order of retrieval where the ranker is late."""
+    candidates: PositiveInt = 20
+    """Items of the catalogue that the ranker scores for a request, where it asks for fewer."""
+    fresh: Annotated[int, Field(ge=0)] = 4
+    """Of these, places for items without any training interaction, found by their keywords."""
+    max_in_flight: PositiveInt = 64
+    """Requests in an ingress replica at a time; further ones are told to come again (429)."""
+    retry_after_s: PositiveInt = 1
+    """When they are told to come again."""
+    summary_wait_ms: PositiveInt = 10_000
+    """How long the answer to a new item waits for its keywords."""
+    write_keys_env: str | None = None
+    """Environment variable that holds the API keys of writers, with commas; null: anybody who reaches the service may
+    write. The keys themselves are never stored."""
+    read_keys_env: str | None = None
+    """The same for readers; null: anybody may read."""
+    limits: Limits = Limits()
+    ingress: Deployment = Deployment(max_ongoing_requests=128)
+    retriever: Deployment = Deployment(cpus=0.3)
+    ranker: Replicas = Replicas()
+    """It asks for what `engine` says."""
+    summariser: Deployment = Deployment(cpus=0.1)
+
+
 class RaySettings(Settings):
     """How a job finds its cluster."""
 
@@ -539,6 +618,7 @@ class Config(Settings):
     tune_recommender: TuneRecommender = TuneRecommender()
     methods: Methods = Methods()
     evaluate: Evaluate = Evaluate()
+    serve: Serve = Serve()
     ray: RaySettings = RaySettings()
 
 
@@ -547,9 +627,11 @@ def load(file: str | Path | None, overrides: Iterable[str] = ()) -> Config:
 
     Raises ConfigError naming the dotted key, what was expected and what came.
     """
-    tree: dict[str, Any] = {}
-    if file is not None:
-        tree = _read_yaml(Path(file))
+    return load_tree({} if file is None else _read_yaml(Path(file)), overrides)
+
+
+def load_tree(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """As `load`, from a mapping, such as the configuration in a manifest; the mapping is changed."""
     for word in overrides:
         _apply(tree, word)
     _derive_split(tree)
@@ -657,6 +739,18 @@ def _check_across(config: Config) -> None:
     for key in ("validation", "test"), ("item_validation", "item_test"):
         if sum(getattr(config.split, name) for name in key) >= 1:
             problems.append(f"split.{key[0]} + split.{key[1]}: must leave a share to train on.")
+    if config.serve.ingress.max_ongoing_requests <= config.serve.max_in_flight:
+        problems.append(
+            f"serve.ingress.max_ongoing_requests: must be above serve.max_in_flight ({config.serve.max_in_flight}), so "
+            f"that those who are too many can be told. Got {config.serve.ingress.max_ongoing_requests}."
+        )
+    for name in ("ingress", "retriever", "ranker", "summariser"):
+        scaled = getattr(config.serve, name)
+        if scaled.max_replicas < scaled.min_replicas:
+            problems.append(
+                f"serve.{name}.max_replicas: must be at least its min_replicas, {scaled.min_replicas}. "
+                f"Got {scaled.max_replicas}."
+            )
     if config.engine.gpus and config.engine.gpus != config.engine.tensor_parallel_size:
         problems.append(
             f"engine.gpus: must equal engine.tensor_parallel_size ({config.engine.tensor_parallel_size}) or be 0. "
