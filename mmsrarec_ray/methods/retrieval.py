@@ -8,6 +8,7 @@ from mmsrarec_ray.config import Retrieval as RetrievalSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.methods.neighbours import DECAY, popularity_tie_break, profiles
+from mmsrarec_ray.retrieve.index import Neighbours
 from mmsrarec_ray.retrieve.retriever import Retriever
 
 
@@ -31,16 +32,23 @@ class Retrieval(Method):
         self.tie_break = popularity_tie_break(dataset)
 
     def score_all(self, queries: Queries) -> np.ndarray:
-        found = self.retriever.nearest(queries, self.settings.neighbours)
+        return self.fused(*self.parts(queries, self.retriever.nearest(queries, self.settings.neighbours)))
+
+    def fused(self, neighbours: np.ndarray, cooccurrence: np.ndarray) -> np.ndarray:
+        """The scores that `parts` add up to: float64 (n_queries, n_items)."""
+        return self.settings.cooccurrence * cooccurrence + neighbours + self.tie_break
+
+    def parts(self, queries: Queries, found: Neighbours) -> tuple[np.ndarray, np.ndarray]:
+        """The two sums above. found: the nearest moments; both float64 (n_queries, n_items)."""
         nearest = found.similarity[:, :1]  # -inf where there is none
         share = np.exp((found.similarity - np.where(np.isfinite(nearest), nearest, 0)) / self.settings.temperature)
         share /= np.maximum(share.sum(1, keepdims=True), 1e-12)
-        scores = self.settings.cooccurrence * self._cooccurrence(queries)
+        chosen = np.zeros((len(queries), len(self.tie_break)))
         for column in range(share.shape[1]):
             there = found.rows[:, column] >= 0
             items = self.retriever.index.moments.next_items[found.rows[there, column]]
-            scores[np.flatnonzero(there), items] += share[there, column]
-        return scores + self.tie_break
+            chosen[np.flatnonzero(there), items] += share[there, column]
+        return chosen, self._cooccurrence(queries)
 
     def _cooccurrence(self, queries: Queries) -> np.ndarray:
         count = self.retriever.cooccurrence.count

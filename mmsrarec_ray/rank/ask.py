@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +15,7 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.models.load import source
-from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.catalogue import Shown
 from mmsrarec_ray.rank.prompts import bullet, content, spoken_answers, user_part
 from mmsrarec_ray.summarize.prompts import item_text
 
@@ -29,7 +31,7 @@ class Question:
 class Asker:
     """Writes questions. Holds the model's tokenizer and chat template, not its weights."""
 
-    def __init__(self, config: Config, catalogue: Catalogue):
+    def __init__(self, config: Config, catalogue: Shown):
         from transformers import AutoProcessor
 
         self.config, self.catalogue = config, catalogue
@@ -40,6 +42,11 @@ class Asker:
         self.control_tokens = tuple(self.tokenizer.get_added_vocab())
         self.spoken = spoken_answers(self.tokenizer)
         self.answers = tuple(self.tokenizer.encode(each, add_special_tokens=False)[0] for each in self.spoken.values())
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """vLLM's sampling parameters: one forward pass, that tells the logarithms of p(yes) and p(no)."""
+        return {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": list(self.answers)}
 
     @cached_property
     def picture_tokens(self) -> int:
@@ -85,7 +92,12 @@ class Asker:
 
     def _said(self, number: int) -> str:
         if self.form == "keywords":
-            words = self.catalogue.words[number].as_py()
+            [words] = self.catalogue.lines([number])
             return bullet(words) if words else ""
         item = self.catalogue.item(number)
         return item_text(item["title"], item["text"], self.config.rank.max_text_chars, self.control_tokens)
+
+
+def p_yes(yes: float, no: float) -> float:
+    """p(yes) / (p(yes) + p(no)) from their logarithms."""
+    return 1 / (1 + math.exp(no - yes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,16 @@ _SHOWN: dict[str, list[str]] = {
     "text": ["title", "text"],
     "keywords": [],
 }
+
+
+class Shown(Protocol):
+    """What a question needs to know of items, by their numbers."""
+
+    def lines(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """Keywords of some items, a line each, '' of an item that has none."""
+
+    def item(self, number: int) -> dict[str, Any]:
+        """The columns of the items table that the form of candidates asks for."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables
 from mmsrarec_ray.models.engine import ERROR, asked, engine_cpus, engines_heard, require_cpus
 from mmsrarec_ray.progress import Progress
-from mmsrarec_ray.rank.ask import Asker
+from mmsrarec_ray.rank.ask import Asker, p_yes
 from mmsrarec_ray.rank.catalogue import Catalogue
 
 _REQUESTS = 2_000  # candidates in a block, about
@@ -89,7 +89,6 @@ class _Ask:
 
     def __init__(self, config: Config, catalogue: ray.ObjectRef, adapter: str | None):
         self.asker, self.adapter = Asker(config, ray.get(catalogue)), adapter
-        self.sampling = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": list(self.asker.answers)}
 
     def __call__(self, batch: pa.Table) -> Iterator[dict[str, list]]:
         for task in batch.to_pylist():
@@ -105,7 +104,7 @@ class _Ask:
         return {
             "tokenized_prompt": self.asker.tokens(question),
             "multimodal_data": {"image": question.image} if question.image is not None else {},
-            "sampling_params": self.sampling,
+            "sampling_params": self.asker.sampling,
             "answers": list(self.asker.answers),
             ERROR: "",
             **adapter,
@@ -118,4 +117,4 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
         return told
     said = {int(token): each["logprob"] for token, each in row["logprobs"][0].items() if each is not None}
     yes, no = (said[token] for token in row["answers"])
-    return told | {"score": 1 / (1 + math.exp(no - yes))}
+    return told | {"score": p_yes(yes, no)}
