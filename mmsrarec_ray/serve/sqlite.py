@@ -1,0 +1,200 @@
+"""The embedded store: one SQLite file in WAL mode, shared by the processes of a node."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmsrarec_ray.errors import ArtefactError
+from mmsrarec_ray.serve.store import Change, Event, Item
+
+_VERSION = 1
+_BUSY_SECONDS = 30.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    place INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    item_id TEXT NOT NULL,
+    timestamp INTEGER NOT NULL,
+    weight REAL,
+    request_id TEXT,
+    rank INTEGER,
+    bundle TEXT
+);
+CREATE INDEX IF NOT EXISTS events_of_user ON events (user_id, kind, timestamp, place);
+CREATE TABLE IF NOT EXISTS items (
+    item_id TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    title TEXT,
+    text TEXT,
+    image BLOB,
+    image_keywords TEXT NOT NULL DEFAULT '[]',
+    text_keywords TEXT NOT NULL DEFAULT '[]',
+    error TEXT
+);
+CREATE INDEX IF NOT EXISTS items_waiting ON items (version) WHERE status = 'waiting';
+CREATE TABLE IF NOT EXISTS deleted_users (user_id TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS changes (
+    place INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    UNIQUE (kind, id)
+);
+"""
+_EVENT = "event_id, kind, user_id, item_id, timestamp, weight, request_id, rank, bundle"
+_ITEM = "item_id, version, status, title, text, image, image_keywords, text_keywords, error"
+
+
+class SqliteStore:
+    """See `store.Store`. Raises ArtefactError where the file was written by a newer version."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._local = threading.local()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with self._write() as made:
+            version = made.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise ArtefactError(f"{path}: expected a store of version {_VERSION} or older, got {version}.")
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                made.execute(statement)
+            made.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own."""
+        if not hasattr(self._local, "connection"):
+            connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # in WAL mode: the log is on the disk when a commit returns
+            connection.execute("PRAGMA secure_delete = ON")  # what a deleted user left is overwritten
+            self._local.connection = connection
+        return self._local.connection
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all or nothing. It waits for other writers, not for readers."""
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def add_events(self, events: Sequence[Event]) -> int:
+        values = [tuple(event.row().values()) for event in events]
+        with self._write() as connection:
+            before = connection.total_changes
+            connection.executemany(f"INSERT OR IGNORE INTO events ({_EVENT}) VALUES (?,?,?,?,?,?,?,?,?)", values)
+            return connection.total_changes - before
+
+    def history(self, user_id: str, limit: int) -> list[tuple[str, int]]:
+        newest = self._connection().execute(
+            "SELECT item_id, timestamp FROM events WHERE user_id = ? AND kind = 'interaction' "
+            "ORDER BY timestamp DESC, place DESC LIMIT ?",
+            (user_id, limit),
+        )
+        return newest.fetchall()[::-1]
+
+    def events(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, Event]]:
+        rows = self._connection().execute(
+            f"SELECT place, {_EVENT} FROM events WHERE place > ? ORDER BY place LIMIT ?", (after, limit)
+        )
+        return [(row[0], Event(*row[1:])) for row in rows]
+
+    def delete_user(self, user_id: str) -> int:
+        with self._write() as connection:
+            gone = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
+            connection.execute("INSERT OR IGNORE INTO deleted_users VALUES (?)", (user_id,))
+            _tell(connection, "user", user_id)
+        self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log held what is deleted
+        return gone
+
+    def user_deleted(self, user_id: str) -> bool:
+        found = self._connection().execute("SELECT 1 FROM deleted_users WHERE user_id = ?", (user_id,))
+        return found.fetchone() is not None
+
+    def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
+        with self._write() as connection:
+            version = _tell(connection, "item", item_id)
+            connection.execute(
+                "INSERT OR REPLACE INTO items (item_id, version, status, title, text, image) VALUES (?,?,?,?,?,?)",
+                (item_id, version, "waiting", title, text, image),
+            )
+        return Item(item_id, version, "waiting", title, text, image)
+
+    def set_keywords(self, item_id: str, version: int, image: Sequence[str], text: Sequence[str]) -> bool:
+        return self._settle(item_id, version, "ready", json.dumps(list(image)), json.dumps(list(text)), None)
+
+    def set_failed(self, item_id: str, version: int, error: str) -> bool:
+        return self._settle(item_id, version, "failed", "[]", "[]", error)
+
+    def _settle(self, item_id: str, version: int, status: str, image: str, text: str, error: str | None) -> bool:
+        with self._write() as connection:
+            done = connection.execute(
+                "UPDATE items SET status = ?, image_keywords = ?, text_keywords = ?, error = ? "
+                "WHERE item_id = ? AND version = ? AND status = 'waiting'",
+                (status, image, text, error, item_id, version),
+            ).rowcount
+            if done:
+                _tell(connection, "item", item_id)
+        return bool(done)
+
+    def delete_item(self, item_id: str) -> None:
+        with self._write() as connection:
+            version = _tell(connection, "item", item_id)
+            connection.execute(
+                "INSERT OR REPLACE INTO items (item_id, version, status) VALUES (?, ?, 'deleted')", (item_id, version)
+            )
+
+    def item(self, item_id: str) -> Item | None:
+        row = self._connection().execute(f"SELECT {_ITEM} FROM items WHERE item_id = ?", (item_id,)).fetchone()
+        return _item(row) if row else None
+
+    def waiting(self, limit: int = 100) -> list[Item]:
+        rows = self._connection().execute(
+            f"SELECT {_ITEM} FROM items WHERE status = 'waiting' ORDER BY version LIMIT ?", (limit,)
+        )
+        return [_item(row) for row in rows]
+
+    def hidden(self, item_ids: Sequence[str]) -> set[str]:
+        rows = self._connection().execute(
+            "SELECT item_id FROM items WHERE status != 'ready' AND item_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(item_ids)),),
+        )
+        return {row[0] for row in rows}
+
+    def position(self) -> int:
+        return self._connection().execute("SELECT coalesce(max(place), 0) FROM changes").fetchone()[0]
+
+    def changes(self, after: int, limit: int = 1_000) -> list[Change]:
+        rows = self._connection().execute(
+            "SELECT place, kind, id FROM changes WHERE place > ? ORDER BY place LIMIT ?", (after, limit)
+        )
+        return [Change(*row) for row in rows]
+
+    def check(self) -> None:
+        with self._write():
+            pass
+
+
+def _tell(connection: sqlite3.Connection, kind: str, which: str) -> int:
+    """Note a change, in place of the last one of the same: the table never outgrows what it tells of."""
+    connection.execute("DELETE FROM changes WHERE kind = ? AND id = ?", (kind, which))
+    place = connection.execute("INSERT INTO changes (kind, id) VALUES (?, ?)", (kind, which)).lastrowid
+    assert place is not None
+    return place
+
+
+def _item(row: tuple) -> Item:
+    values = dict(zip(_ITEM.split(", "), row, strict=True))
+    keywords = {name: tuple(json.loads(values[name])) for name in ("image_keywords", "text_keywords")}
+    return Item(**values | keywords)

@@ -1,0 +1,125 @@
+"""What happens while the service runs: events, items put and deleted, users deleted. The interface of every store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from mmsrarec_ray.errors import ConfigError
+
+Kind = Literal["interaction", "impression"]
+Status = Literal["waiting", "ready", "failed", "deleted"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a user did (an interaction) or was shown (an impression).
+
+    timestamp: milliseconds since 1970; request_id, rank, bundle: of the recommendation it came from.
+    """
+
+    event_id: str
+    kind: Kind
+    user_id: str
+    item_id: str
+    timestamp: int
+    weight: float | None = None
+    request_id: str | None = None
+    rank: int | None = None
+    bundle: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As it is exported."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item that was put while the service runs. version: grows with each change of it."""
+
+    item_id: str
+    version: int
+    status: Status
+    title: str | None = None
+    text: str | None = None
+    image: bytes | None = None
+    image_keywords: tuple[str, ...] = ()
+    text_keywords: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something replicas must learn of: an item or a user changed. Of several changes of the same, the last is told."""
+
+    position: int
+    kind: Literal["item", "user"]
+    id: str
+
+
+class Store(Protocol):
+    """Durable when a call returns: what was accepted survives the end of any process. Calls block; one store may be
+    used by several threads."""
+
+    def add_events(self, events: Sequence[Event]) -> int:
+        """Keep events whose id is new; returns how many were."""
+
+    def history(self, user_id: str, limit: int) -> list[tuple[str, int]]:
+        """(item_id, timestamp) of a user's newest interactions, the oldest first."""
+
+    def events(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, Event]]:
+        """Events with their place, in the order they were accepted."""
+
+    def delete_user(self, user_id: str) -> int:
+        """Forget a user's events, and remember to leave the user out of the bundle; returns how many events went."""
+
+    def user_deleted(self, user_id: str) -> bool:
+        """Whether the user was deleted since the store began."""
+
+    def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
+        """A new item, or new content of one: it waits for keywords."""
+
+    def set_keywords(self, item_id: str, version: int, image: Sequence[str], text: Sequence[str]) -> bool:
+        """The item is ready, unless it has changed since that version; returns whether it is."""
+
+    def set_failed(self, item_id: str, version: int, error: str) -> bool:
+        """It could not be summarised; as above."""
+
+    def delete_item(self, item_id: str) -> None:
+        """From now on it may never be shown, whether the store or the bundle has it."""
+
+    def item(self, item_id: str) -> Item | None:
+        """None of one that was never put or deleted here."""
+
+    def waiting(self, limit: int = 100) -> list[Item]:
+        """Items without keywords, the longest waiting first."""
+
+    def hidden(self, item_ids: Sequence[str]) -> set[str]:
+        """Which of these must not be shown: deleted, waiting or failed."""
+
+    def position(self) -> int:
+        """The place of the last change."""
+
+    def changes(self, after: int, limit: int = 1_000) -> list[Change]:
+        """What changed since, in order."""
+
+    def check(self) -> None:
+        """Raises where the store cannot be written."""
+
+
+def open_store(url: str) -> Store:
+    """The store at `sqlite:///absolute/path`. Raises ConfigError for any other address."""
+    from mmsrarec_ray.serve.sqlite import SqliteStore
+
+    scheme, _, path = url.partition("://")
+    if scheme != "sqlite" or not path.startswith("/"):
+        raise ConfigError(f"serve.store: expected 'sqlite:///' and an absolute path, got {url!r}.")
+    return SqliteStore(path)
+
+
+def export(store: Store, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All events after a place, as rows for JSON lines, each with its place."""
+    while batch := store.events(after):
+        for after, event in batch:
+            yield after, event.row()
