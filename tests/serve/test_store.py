@@ -60,7 +60,11 @@ def test_exported_rows_have_the_fields_of_the_format(store: Store) -> None:
     }
     assert rows[1] | {"event_id": "", "item_id": "", "timestamp": 0} == {
         **dict.fromkeys(rows[0], None),
-        **{"event_id": "", "kind": "interaction", "user_id": "u", "item_id": "", "timestamp": 0},
+        "event_id": "",
+        "kind": "interaction",
+        "user_id": "u",
+        "item_id": "",
+        "timestamp": 0,
     }
     [(place, _), _] = list(export(store))
     assert [row["event_id"] for _, row in export(store, after=place)] == ["e2"]
@@ -168,7 +172,9 @@ def test_an_accepted_event_survives_the_kill_of_its_writer(store: Store, tmp_pat
 
 
 def test_other_addresses_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"serve\.store: expected 'sqlite:///' and an absolute path, got 'sqlite://x'"):
+    with pytest.raises(
+        ConfigError, match=r"serve\.store: expected 'sqlite:///' and an absolute path, got 'sqlite://x'"
+    ):
         open_store("sqlite://x")
 
 

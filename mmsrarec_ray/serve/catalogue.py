@@ -1,0 +1,76 @@
+"""The bundle's catalogue with what was put and deleted since: the same questions, the same numbers."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmsrarec_ray.rank.catalogue import Catalogue, line
+from mmsrarec_ray.serve.keywords import words_of
+from mmsrarec_ray.serve.store import Item
+
+
+class LiveCatalogue:
+    """Items by number. Those of the bundle keep theirs, whatever becomes of them; new ones follow in the order in
+    which this replica learnt of them, so numbers never leave a process: ids do.
+
+    gone: numbers of items that must not be shown.
+    """
+
+    def __init__(self, base: Catalogue):
+        self.base = base
+        self.known = len(base.ids)
+        """How many items the bundle has."""
+        self.gone: set[int] = set()
+        self._ids: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._lines: dict[int, str] = {}
+        self._shown: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return self.known + len(self._ids)
+
+    def number(self, item_id: str) -> int | None:
+        """None of an item that nobody knows."""
+        if item_id in self._numbers:
+            return self._numbers[item_id]
+        ids = self.base.ids  # in the order of their bytes, which is that of their characters
+        place = bisect.bisect_left(range(self.known), item_id, key=lambda number: ids[number].as_py())
+        return place if place < self.known and ids[place].as_py() == item_id else None
+
+    def id(self, number: int) -> str:
+        return self.base.ids[number].as_py() if number < self.known else self._ids[number - self.known]
+
+    def lines(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """As `rank.catalogue.Shown`."""
+        words = self.base.words
+        return [self._lines[n] if n in self._lines else words[n].as_py() for n in map(int, numbers)]
+
+    def item(self, number: int) -> dict[str, Any]:
+        """As `rank.catalogue.Shown`."""
+        return self._shown[number] if number in self._shown else self.base.item(number)
+
+    def title(self, number: int) -> str:
+        """'' of an item that has none, or whose titles the catalogue was read without."""
+        return self.item(number).get("title") or ""
+
+    def keywords(self, number: int) -> tuple[str, ...]:
+        return tuple(words_of(self.lines([number])[0]))
+
+    def learn(self, item: Item) -> int:
+        """Take over what the store says of an item; returns its number."""
+        number = self.number(item.item_id)
+        if number is None:
+            number = len(self)
+            self._ids.append(item.item_id)
+            self._numbers[item.item_id] = number
+        self._lines[number] = line(item.image_keywords, item.text_keywords)
+        self._shown[number] = {"title": item.title, "text": item.text, "image": item.image, "image_uri": None}
+        if item.status == "ready":
+            self.gone.discard(number)
+        else:
+            self.gone.add(number)
+        return number

@@ -1,0 +1,36 @@
+"""How a replica learns what has changed: it reads the store's changes up to the place a request was made at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mmsrarec_ray.serve.store import Item, Store
+
+
+class Feed:
+    """Applies changes in order, each once. A request names the place it has to know of, so whoever wrote something
+    sees it in the next answer, whichever replicas give it."""
+
+    def __init__(self, store: Store, on_item: Callable[[Item], None], on_user: Callable[[str], None]):
+        self._store, self._on_item, self._on_user = store, on_item, on_user
+        self._position = 0
+        self._lock = asyncio.Lock()
+
+    async def catch_up(self, position: int) -> None:
+        """Returns when all up to this place is applied."""
+        if self._position >= position:
+            return
+        async with self._lock:
+            while self._position < position and (news := await asyncio.to_thread(self._read)):
+                for place, kind, item in news:  # applied in the loop's own thread: nobody sees a half-made change
+                    if isinstance(item, Item):
+                        self._on_item(item)
+                    elif kind == "user":
+                        self._on_user(item)
+                    self._position = place
+
+    def _read(self) -> list[tuple[int, str, Item | str]]:
+        changes = self._store.changes(self._position)
+        found = [(each, self._store.item(each.id) if each.kind == "item" else each.id) for each in changes]
+        return [(each.position, each.kind, value) for each, value in found if value is not None]

@@ -1,0 +1,226 @@
+"""Retrieval for one request: what is known of the user, a shortlist of candidates, and the evidence for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.log import Log, Queries, Sequences, read_log
+from mmsrarec_ray.evaluate.lists import pool_of
+from mmsrarec_ray.methods.base import Dataset, best
+from mmsrarec_ray.methods.neighbours import DECAY
+from mmsrarec_ray.methods.retrieval import Retrieval
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.retrieve.index import Neighbours
+from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.serve.bundle import Bundle
+from mmsrarec_ray.serve.catalogue import LiveCatalogue
+from mmsrarec_ray.serve.keywords import KeywordIndex
+from mmsrarec_ray.serve.people import People
+from mmsrarec_ray.serve.store import Item
+from mmsrarec_ray.serve.visible import VisibleMoments
+from mmsrarec_ray.serve.why import Evidence, Why
+
+_NOBODY = -1
+_NOW = np.iinfo(np.int64).max  # later than all moments
+_NEAR = 1e-7  # of a cosine of keywords beside the scores of retrieval: it puts in order what nobody has touched
+
+Source = Literal["similar_users", "cooccurrence", "keywords", "popularity"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for. history: item ids, the oldest first: all of an anonymous history, or what a user did since
+    the bundle was made; count: candidates to find where none are given."""
+
+    user_id: str | None
+    history: Sequence[str]
+    candidates: Sequence[str] | None
+    count: int
+    exclude: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """score: of retrieval, comparable within an answer; source: what speaks most for it."""
+
+    item_id: str
+    title: str
+    keywords: tuple[str, ...]
+    score: float
+    source: Source
+    why: Why
+
+
+@dataclass(frozen=True)
+class Found:
+    """history, neighbours: item ids as the ranker reads them, the newest last and the most similar first; candidates:
+    in the order of retrieval; unknown: ids asked for that nobody knows; known_user: whether the bundle has the user."""
+
+    history: list[str]
+    neighbours: list[str]
+    candidates: list[Candidate]
+    unknown: list[str]
+    known_user: bool
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A user at this moment: history, numbers of items; found: the most similar moments, one row; chosen, together:
+    the two parts of retrieval, and retrieved, its scores, float64 (items of the bundle,); near: cosine of keywords,
+    and scores, of both, float64 (all items,); by_words: the items that keywords may find, bool (all items,)."""
+
+    history: list[int]
+    found: Neighbours
+    chosen: np.ndarray
+    together: np.ndarray
+    retrieved: np.ndarray
+    near: np.ndarray
+    scores: np.ndarray
+    by_words: np.ndarray
+
+
+class Finder:
+    """A bundle's retrieval, and what has changed since. One thread at a time."""
+
+    def __init__(self, config: Config, log: Log, retriever: Retriever, catalogue: Catalogue):
+        """catalogue: with titles."""
+        self.config = config
+        self.catalogue = LiveCatalogue(catalogue)
+        self.moments = VisibleMoments(retriever.index)
+        self.retriever = replace(retriever, index=self.moments)
+        self.people = People(log)
+        self.pool = pool_of(log, config.evaluate)
+        dataset = Dataset(log.n_items, log.train(), log.cases("validation"), self.pool)
+        self.counts = dataset.counts
+        self.retrieval = Retrieval(config.methods.retrieval, self.retriever)
+        self.retrieval.fit(dataset)
+        self.words = KeywordIndex(catalogue.words.to_pylist())
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> Finder:
+        """Read the bundle's parts."""
+        dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
+        retriever = Retriever.load(bundle.folder("retriever"))
+        return cls(bundle.config, read_log(dataset), retriever, Catalogue.read(dataset, keywords, "text"))
+
+    def item_changed(self, item: Item) -> None:
+        """Learn what the store says of an item."""
+        number = self.catalogue.learn(item)
+        self.words.put(number, self.catalogue.lines([number])[0])
+
+    def user_deleted(self, user_id: str) -> None:
+        """Forget a user of the bundle: history, moments."""
+        number = self.people.forget(user_id)
+        if number is not None:
+            self.moments.hide(number)
+
+    def find(self, wish: Wish) -> Found:
+        """All that the ranker needs and the answer says."""
+        user = self.people.number(wish.user_id) if wish.user_id is not None else None
+        case = self._case(user, self.history(wish.user_id, wish.history))
+        unknown: list[str] = []
+        if wish.candidates is None:
+            numbers, fresh = self._shortlist(case, wish)
+        else:
+            numbers, unknown = self._given(wish.candidates)
+            fresh = []
+        numbers.sort(key=lambda number: (-case.scores[number], number))
+        evidence = Evidence(self.catalogue, self.retriever.cooccurrence, case.history, self._next_items(case))
+        ids = self.catalogue.id
+        return Found(
+            history=[ids(number) for number in case.history[-self.config.retrieve.history :]],
+            neighbours=[ids(number) for number in self._neighbours(case)],
+            candidates=[self._candidate(case, number, number in fresh, evidence) for number in numbers],
+            unknown=unknown,
+            known_user=user is not None,
+        )
+
+    def history(self, user_id: str | None, later: Sequence[str]) -> list[int]:
+        """Numbers of a user's items, the oldest first: the bundle's, then the later ones. Unknown and deleted items
+        are left out, and where the dataset holds no repeats, neither does this."""
+        before = self.people.history(user_id) if user_id is not None else []
+        after = [number for item in later if (number := self.catalogue.number(item)) is not None]
+        numbers = [number for number in [*before, *after] if number not in self.catalogue.gone]
+        if self.config.data.drop_repeats:
+            numbers = list(dict.fromkeys(numbers))
+        return numbers[-self.config.serve.limits.history :]
+
+    def _case(self, user: int | None, history: list[int]) -> _Case:
+        known = self.catalogue.known
+        old = [number for number in history if number < known]  # what the encoder and the counts know
+        queries = Queries(Sequences.of([old], np.array([_NOBODY if user is None else user])), np.array([_NOW]))
+        most = max(self.config.methods.retrieval.neighbours, self.config.retrieve.neighbours)
+        found = self.retriever.nearest(queries, most)
+        chosen, together = self.retrieval.parts(queries, _first(found, self.config.methods.retrieval.neighbours))
+        near = self.words.cosines(self._profile(history))
+        by_words = np.ones(len(self.catalogue), bool)
+        if old or not history:  # else the counts have nothing to say, and keywords find old items too
+            by_words[:known] = self.counts == 0
+        [retrieved] = self.retrieval.fused(chosen, together)
+        scores = _NEAR * np.where(by_words, near, 0)
+        scores[:known] += retrieved
+        return _Case(history, found, chosen[0], together[0], retrieved, near, scores, by_words)
+
+    def _profile(self, history: list[int]) -> dict[str, float]:
+        recent = history[-self.config.retrieve.history :]
+        shares = [DECAY**back for back in range(len(recent))][::-1]
+        return self.words.profile(zip(self.catalogue.lines(recent), shares, strict=True))
+
+    def _given(self, candidates: Sequence[str]) -> tuple[list[int], list[str]]:
+        """Numbers of the candidates there are, and the ids of the others."""
+        numbers = {item: self.catalogue.number(item) for item in dict.fromkeys(candidates)}
+        there = {item: n for item, n in numbers.items() if n is not None and n not in self.catalogue.gone}
+        return list(there.values()), [item for item in numbers if item not in there]
+
+    def _shortlist(self, case: _Case, wish: Wish) -> tuple[list[int], list[int]]:
+        """The best of the pool by retrieval beside the nearest by keywords: numbers of all, and of the latter."""
+        excluded = [number for item in wish.exclude if (number := self.catalogue.number(item)) is not None]
+        allowed = np.ones(len(case.scores), bool)
+        allowed[[*self.catalogue.gone, *case.history, *excluded]] = False
+        near = np.where(allowed & case.by_words & (case.near > 0), case.near, -np.inf)
+        fresh = _best(near, min(self.config.serve.fresh, wish.count))
+        allowed[fresh] = False
+        rest = np.where(allowed[: self.catalogue.known] & self.pool, case.retrieved, -np.inf)
+        return [*_best(rest, wish.count - len(fresh)), *fresh], fresh
+
+    def _candidate(self, case: _Case, number: int, fresh: bool, evidence: Evidence) -> Candidate:
+        words, title = self.catalogue.keywords(number), self.catalogue.title(number)
+        source = self._source(case, number, fresh)
+        score = float(case.scores[number])
+        return Candidate(self.catalogue.id(number), title, words, score, source, evidence.why(number))
+
+    def _source(self, case: _Case, number: int, fresh: bool) -> Source:
+        if number < self.catalogue.known:
+            chosen = case.chosen[number]
+            together = self.config.methods.retrieval.cooccurrence * case.together[number]
+            if chosen or together:
+                return "similar_users" if chosen >= together else "cooccurrence"
+        return "keywords" if fresh or case.by_words[number] else "popularity"
+
+    def _next_items(self, case: _Case) -> np.ndarray:
+        """What was chosen at the moments that count: int (m,)."""
+        rows = case.found.rows[0, : self.config.methods.retrieval.neighbours]
+        return self.moments.moments.next_items[rows[rows >= 0]]
+
+    def _neighbours(self, case: _Case) -> list[int]:
+        """What the most similar users chose next, as the ranker reads it."""
+        rows = case.found.rows[0, : self.config.retrieve.neighbours]
+        items = self.moments.moments.next_items[rows[rows >= 0]].tolist()
+        return [number for number in items if number not in self.catalogue.gone]
+
+
+def _first(found: Neighbours, k: int) -> Neighbours:
+    return Neighbours(found.rows[:, :k], found.similarity[:, :k])
+
+
+def _best(scores: np.ndarray, k: int) -> list[int]:
+    """Numbers of the k highest, ties by number, -inf left out."""
+    if k <= 0:
+        return []
+    items = best(scores[None, :], k)[0][0]
+    return items[items >= 0].tolist()

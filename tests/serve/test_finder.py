@@ -1,0 +1,180 @@
+"""Retrieval for one request, on a world worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmsrarec_ray.serve.catalogue import LiveCatalogue
+from mmsrarec_ray.serve.finder import Candidate, Finder, Found, Wish
+from mmsrarec_ray.serve.keywords import KeywordIndex
+from mmsrarec_ray.serve.look import Looker
+from mmsrarec_ray.serve.store import Item, Status
+from mmsrarec_ray.serve.why import Companion
+from tests.serve.world import IDS, WORDS, catalogue, finder
+
+
+def put(name: str, *keywords: str, status: Status = "ready", title: str = "new") -> Item:
+    return Item(name, 1, status, title, "text", None, (), keywords)
+
+
+def find(world: Finder, *history: str, count: int = 4, **more: object) -> Found:
+    return world.find(Wish(None, history, None, count, **more))  # type: ignore[arg-type]
+
+
+def ids(found: Found) -> list[str]:
+    return [each.item_id for each in found.candidates]
+
+
+def of(found: Found, item: str) -> Candidate:
+    return next(each for each in found.candidates if each.item_id == item)
+
+
+def test_what_similar_users_did_next_comes_first_with_its_evidence() -> None:
+    found = find(finder(), "i0", "i1")
+    # Three users were at exactly this point: two chose i3, one i2.
+    assert ids(found)[:2] == ["i3", "i2"]
+    best = of(found, "i3")
+    assert (best.source, best.why.similar_users, best.why.of) == ("similar_users", 2, 3)
+    assert best.why.history == (Companion("i0", "title i0", 2), Companion("i1", "title i1", 2))
+    assert best.why.keywords == ("mug",)
+    assert best.title == "title i3"
+    assert found.history == ["i0", "i1"]
+    assert found.neighbours == ["i2", "i3"]  # the two nearest, equally near: the earlier user first
+
+
+def test_the_history_is_never_recommended_nor_what_is_excluded() -> None:
+    found = find(finder(), "i0", "i1", count=8, exclude=["i3"])
+    assert not {"i0", "i1", "i3"} & set(ids(found))
+
+
+def test_a_known_user_has_the_history_of_the_log_and_is_not_its_own_neighbour() -> None:
+    world = finder()
+    found = world.find(Wish("dan", [], None, 4))
+    assert found.known_user
+    assert found.history == ["i4", "i5"]
+    assert world.find(Wish("dan", ["i0"], None, 4)).history == ["i4", "i5", "i0"]
+    assert not world.find(Wish("eve", ["i0"], None, 4)).known_user
+
+
+def test_an_unknown_user_gets_what_is_popular() -> None:
+    found = find(finder(), count=3)
+    assert ids(found) == ["i0", "i1", "i3"]
+    assert {each.source for each in found.candidates} == {"popularity"}
+    assert found.history == found.neighbours == []
+
+
+def test_an_item_nobody_touched_is_found_by_its_keywords() -> None:
+    found = find(finder(), "i0", "i1")
+    cold = of(found, "i6")
+    assert (cold.source, cold.why.keywords) == ("keywords", ("red",))
+    assert (cold.why.similar_users, cold.why.history) == (0, ())
+    assert "i6" not in ids(find(finder("serve.fresh=0"), "i0", "i1", count=3))
+
+
+def test_a_new_item_is_found_when_it_is_ready_and_not_before() -> None:
+    world = finder()
+    world.item_changed(put("fresh", "red", "mug", status="waiting"))
+    assert "fresh" not in ids(find(world, "i0", "i1"))
+    world.item_changed(put("fresh", "red", "mug"))
+    assert of(find(world, "i0", "i1"), "fresh").why.keywords == ("red", "mug")
+    world.item_changed(put("fresh", status="deleted"))
+    assert "fresh" not in ids(find(world, "i0", "i1"))
+
+
+def test_a_history_of_new_items_alone_is_answered_by_keywords() -> None:
+    world = finder("serve.fresh=2")
+    world.item_changed(put("fresh", "blue", "hat"))
+    found = find(world, "fresh", count=4)
+    assert found.history == ["fresh"]
+    first = of(found, "i5")
+    assert (first.source, first.why.keywords) == ("keywords", ("blue", "hat"))
+    assert ids(found)[0] == "i5"
+
+
+def test_a_deleted_item_is_neither_found_nor_named() -> None:
+    world = finder()
+    world.item_changed(put("i3", status="deleted"))
+    world.item_changed(put("i1", status="deleted"))
+    found = find(world, "i0", "i1", count=8)
+    assert not {"i1", "i3"} & set(ids(found))
+    assert found.history == ["i0"]
+    assert found.neighbours == []  # what users at this point chose next is i1
+    assert all(companion.item_id != "i1" for each in found.candidates for companion in each.why.history)
+    asked = world.find(Wish(None, ["i0"], ["i3", "i2"], 1))
+    assert (ids(asked), asked.unknown) == (["i2"], ["i3"])
+
+
+def test_new_content_of_an_item_keeps_what_users_did_with_it() -> None:
+    world = finder()
+    world.item_changed(put("i3", "purple", title="changed"))
+    best = of(find(world, "i0", "i1"), "i3")
+    assert (best.title, best.keywords, best.why.similar_users) == ("changed", ("purple",), 2)
+
+
+def test_a_deleted_user_is_unknown_and_nobodys_neighbour() -> None:
+    world = finder()
+    world.user_deleted("ann")
+    found = find(world, "i0", "i1")
+    assert found.neighbours == ["i3", "i3"]
+    assert of(found, "i3").why.of == 3  # the next nearest moment took the place
+    gone = world.find(Wish("ann", [], None, 2))
+    assert (gone.known_user, gone.history) == (False, [])
+    for user in ("ben", "cat", "dan"):
+        world.user_deleted(user)
+    assert find(world, "i0", "i1").neighbours == []
+
+
+def test_candidates_that_are_given_are_ranked_and_nothing_else() -> None:
+    found = finder().find(Wish(None, ["i0", "i1"], ["i2", "nonsense", "i3", "i2", "i0"], 1))
+    assert ids(found) == ["i3", "i2", "i0"]
+    assert found.unknown == ["nonsense"]
+
+
+def test_repeats_count_where_the_dataset_holds_them() -> None:
+    again = ["i0", "i1", "i0"]
+    assert find(finder(), *again).history == ["i0", "i1"]
+    assert find(finder("data.drop_repeats=false"), *again).history == again
+
+
+def test_only_the_newest_items_of_a_long_history_count() -> None:
+    world = finder("serve.limits.history=2")
+    assert world.history("ann", ["i5"]) == [2, 5]
+
+
+@pytest.mark.parametrize("item", IDS)
+def test_numbers_and_ids_fit(item: str) -> None:
+    live = LiveCatalogue(catalogue())
+    number = live.number(item)
+    assert number is not None
+    assert live.id(number) == item
+    assert live.lines([number]) == [WORDS[number]]
+    assert live.number(item + "x") is None
+    assert live.number("") is None
+
+
+def test_cosines_of_keywords() -> None:
+    index = KeywordIndex(["a, b", "a", "c", ""])
+    [first, second, third, none] = index.cosines(index.profile([("a, b", 1.0)]))
+    assert first == pytest.approx(1)
+    assert 0 < second < 1
+    assert third == none == 0
+    index.put(4, "b, z")
+    rare, common = index.cosines(index.profile([("b", 1.0)]))[[4, 0]]
+    assert 0 < rare < common
+    assert not index.cosines(index.profile([])).any()
+    assert np.isfinite(index.cosines(index.profile([("q", 1.0)]))).all()
+
+
+def test_items_are_found_by_words_new_ones_first() -> None:
+    world = finder()
+    world.item_changed(put("fresh", "red"))
+    look = Looker(world)
+    found, total = look.items("RED", 0, 10)
+    assert [each.item_id for each in found] == ["fresh", "i0", "i1", "i6"]
+    assert total == 4
+    assert [each.item_id for each in look.items("", 1, 2)[0]] == ["i0", "i1"]
+    assert [each.item_id for each in look.items("title mug", 0, 9)[0]] == ["i0", "i2", "i3"]
+    world.item_changed(put("fresh", status="deleted"))
+    assert look.item("fresh") is None
+    assert [each.item_id for each in look.user("ann", ["i5"]).history] == ["i5", "i2", "i1", "i0"]

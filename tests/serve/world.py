@@ -1,0 +1,63 @@
+"""A world small enough to work out by hand: eight items, four users, an encoder that counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from mmsrarec_ray.config import Config, Retrieve, load
+from mmsrarec_ray.data.log import Log, Queries, Sequences
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
+from mmsrarec_ray.retrieve.encoders import Vocabulary
+from mmsrarec_ray.retrieve.index import MomentIndex, Moments
+from mmsrarec_ray.retrieve.moments import last_cuts
+from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.serve.finder import Finder
+
+# Nobody chose the last two.
+WORDS = ["red, mug", "red, lamp", "blue, mug", "green, mug", "blue, shoe", "blue, hat", "red, hat, wool", ""]
+IDS = [f"i{number}" for number in range(len(WORDS))]
+HISTORIES = {"ann": [0, 1, 2], "ben": [0, 1, 3], "cat": [0, 1, 3], "dan": [4, 5]}
+
+
+class CountingEncoder:
+    """A history is the set of its items."""
+
+    def __init__(self, train: Sequences, n_items: int):
+        self.vocabulary = Vocabulary.of(train, n_items)
+
+    def encode(self, queries: Queries) -> np.ndarray:
+        vectors = np.zeros((len(queries), self.vocabulary.n_items), np.float32)
+        vectors[queries.histories.rows, queries.histories.items] = 1
+        return vectors
+
+
+def config(*words: str) -> Config:
+    settings = ["data.format=shop", "run=/nowhere", "retrieve.neighbours=2", "retrieve.history=3"]
+    return load(None, [*settings, "methods.retrieval.neighbours=3", "serve.fresh=1", *words])
+
+
+def catalogue() -> Catalogue:
+    titles = [f"title {item}" for item in IDS]
+    texts = [f"text {item}" for item in IDS]
+    return Catalogue(pa.array(IDS), pa.array(WORDS), pa.table({"title": titles, "text": texts}))
+
+
+def finder(*words: str) -> Finder:
+    users = Sequences.of(list(HISTORIES.values()))
+    log = Log(
+        items=pa.array(IDS),
+        in_core=np.ones(len(IDS), bool),
+        users=pa.array(list(HISTORIES)),
+        sequences=users,
+        split=np.zeros(len(users.items), np.uint8),
+        by_user=True,
+    )
+    encoder, moments = CountingEncoder(users, len(IDS)), last_cuts(users, 10)
+    histories = moments.queries.histories
+    table = Moments(histories.users, histories.lengths.astype(np.int32), moments.positives, moments.queries.now)
+    index = MomentIndex.build(encoder.encode(moments.queries), table, Retrieve())
+    together = Cooccurrence.of(users, len(IDS), 5)
+    retriever = Retriever(encoder, index, together, log.items, False)  # type: ignore[arg-type]
+    return Finder(config(*words), log, retriever, catalogue())
