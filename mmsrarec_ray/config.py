@@ -564,6 +564,8 @@ class Serve(Settings):
     `<run>/online/store.sqlite`."""
     deadline_ms: PositiveInt = 2_000
     """A recommendation is answered by then: with the order of retrieval where the ranker is late."""
+    ranker_pause_ms: PositiveInt = 1_000
+    """After two failures in a row the ranker is left alone for so long, and answers come at once from retrieval."""
     candidates: PositiveInt = 20
     """Items of the catalogue that the ranker scores for a request, where it asks for fewer."""
     fresh: Annotated[int, Field(ge=0)] = 4

@@ -1,0 +1,198 @@
+"""The HTTP interface: routes, keys, limits and errors around the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.base import RequestResponseEndpoint
+
+from mmsrarec_ray import __version__
+from mmsrarec_ray.serve import schemas
+from mmsrarec_ray.serve.limits import BodyLimit, Keys, Refused, check_events, check_id, check_recommendation, picture_of
+from mmsrarec_ray.serve.metrics import gathered
+from mmsrarec_ray.serve.pictures import Pictures
+from mmsrarec_ray.serve.service import Service, not_found, stored_item
+
+PAGE = Path(__file__).parent / "page"
+_BEARER = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.ErrorOut} for status in (401, 404, 413, 422, 429, 503)
+}
+_HEADERS = {
+    # Nothing but what this service sends is run or shown; base64 pictures are those being dropped.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+ItemId = Annotated[str, PathParameter(min_length=1, examples=["item-00012"])]
+UserId = Annotated[str, PathParameter(min_length=1, examples=["user-000042"])]
+
+
+def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
+    """The application of one ingress replica."""
+    app = FastAPI(
+        title="mmsrarec_ray",
+        version=__version__,
+        description="Recommendations that people can read.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+
+    def allowed(write: bool) -> Callable[..., None]:
+        def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+            keys.check(given.credentials if given else None, write)
+
+        return check
+
+    for routes, write in ((_reading(service, pictures), False), (_writing(service), True)):
+        app.include_router(routes, prefix="/v1", dependencies=[Depends(allowed(write))], responses=_ERRORS)
+    app.include_router(_operating(service))
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    _handle_errors(app)
+    app.middleware("http")(_with_headers)
+    app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes)
+    return app
+
+
+def _reading(service: Service, pictures: Pictures) -> APIRouter:
+    routes, limits = APIRouter(), service.settings.limits
+
+    @routes.post("/recommendations", summary="Recommend")
+    async def recommend(request: schemas.RecommendationRequest) -> schemas.Recommendations:
+        check_recommendation(request, limits)
+        with service.admitted():
+            return await service.recommend(request)
+
+    @routes.get("/items", summary="Find items by words of their title and keywords")
+    async def items(
+        q: Annotated[str, Query(max_length=200)] = "",
+        offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+        limit: Annotated[int, Query(ge=1, le=200)] = 40,
+    ) -> schemas.ItemsPage:
+        return await service.items(q, offset, limit)
+
+    @routes.get("/items/{item_id:path}/picture", summary="An item's picture, small", response_class=Response)
+    async def picture(item_id: ItemId) -> Response:
+        check_id(item_id, limits)
+        content = await asyncio.to_thread(pictures.thumbnail, item_id)
+        if content is None:
+            raise not_found("picture of item", item_id)
+        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+
+    @routes.get("/items/{item_id:path}", summary="An item")
+    async def item(item_id: ItemId) -> schemas.ItemOut:
+        check_id(item_id, limits)
+        return await service.item(item_id)
+
+    @routes.get("/users", summary="Users of the catalogue's log")
+    async def users(
+        start: Annotated[str, Query(max_length=1_000)] = "", limit: Annotated[int, Query(ge=1, le=200)] = 50
+    ) -> schemas.UsersPage:
+        return await service.users(start, limit)
+
+    @routes.get("/users/{user_id:path}", summary="What is known of a user")
+    async def user(user_id: UserId) -> schemas.UserOut:
+        check_id(user_id, limits)
+        return await service.user(user_id)
+
+    @routes.get("/models", summary="What is live")
+    async def models() -> schemas.Models:
+        settings = service.settings
+        return schemas.Models(
+            bundle=service.bundle, limits=limits, deadline_ms=settings.deadline_ms, candidates=settings.candidates
+        )
+
+    return routes
+
+
+def _writing(service: Service) -> APIRouter:
+    routes, limits = APIRouter(), service.settings.limits
+
+    @routes.post("/events", summary="Tell what users did or were shown")
+    async def events(request: schemas.EventsRequest) -> schemas.EventsAnswer:
+        check_events(request.events, limits)
+        return await service.add_events(request.events)
+
+    @routes.put("/items/{item_id:path}", summary="Add an item, or change one", response_model=schemas.ItemOut)
+    async def put_item(item_id: ItemId, item: schemas.ItemIn, response: Response) -> schemas.ItemOut:
+        check_id(item_id, limits)
+        content = await asyncio.to_thread(picture_of, item, limits)
+        with service.admitted():
+            stored = await service.put_item(item_id, item.title, item.text, content)
+        response.status_code = 202 if stored.status == "waiting" else 200
+        return stored_item(stored)
+
+    @routes.delete("/items/{item_id:path}", summary="Never show an item again", status_code=204)
+    async def delete_item(item_id: ItemId) -> None:
+        check_id(item_id, limits)
+        await service.delete_item(item_id)
+
+    @routes.delete("/users/{user_id:path}", summary="Forget a user")
+    async def delete_user(user_id: UserId) -> schemas.UserDeleted:
+        check_id(user_id, limits)
+        return await service.delete_user(user_id)
+
+    return routes
+
+
+def _operating(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/healthz", summary="This process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @routes.get("/readyz", summary="The service can answer", responses={503: {"model": schemas.Ready}})
+    async def readyz(response: Response) -> schemas.Ready:
+        parts = await service.ready()
+        ready = parts["store"] and parts["retriever"]
+        response.status_code = 200 if ready else 503
+        return schemas.Ready(ready=ready, parts=parts)
+
+    @routes.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        return await asyncio.to_thread(gathered)
+
+    return routes
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Every error has the same form."""
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        return _error(error.status, error.code, error.message, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Neither the input nor pydantic's context: a history has no place in an error, nor in whatever logs it.
+        details = [{name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()]
+        where = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in details)
+        return _error(422, "invalid", where, details)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = _CODES.get(error.status_code, "http_error")
+        return _error(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+def _error(status: int, code: str, message: str, details: Sequence[Any] = (), headers: Any = None) -> JSONResponse:
+    body = schemas.ErrorOut(error=schemas.Problem(code=code, message=message, details=list(details)))
+    return JSONResponse(body.model_dump(), status, headers)
+
+
+async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    response = await call_next(request)
+    response.headers.update(_HEADERS)
+    return response

@@ -1,0 +1,137 @@
+"""The deployments behind the ingress: retriever, ranker, summariser. Each opens what it needs of the bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from mmsrarec_ray.errors import UsageError
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.serve.bundle import Bundle
+from mmsrarec_ray.serve.catalogue import LiveCatalogue
+from mmsrarec_ray.serve.engine import Engine
+from mmsrarec_ray.serve.feed import Feed
+from mmsrarec_ray.serve.finder import Finder, Found, Wish
+from mmsrarec_ray.serve.look import ItemView, Looker, UserView
+from mmsrarec_ray.serve.store import Item, open_store
+
+_EVERY_SECONDS = 2.0  # how often the summariser looks for items that were put and not told of
+
+
+class RetrieverReplica:
+    """Finds candidates and evidence, and answers what is known of items and users."""
+
+    def __init__(self, bundle: Bundle, store: str):
+        self._finder = Finder.load(bundle)
+        self._looker = Looker(self._finder)
+        self._feed = Feed(open_store(store), self._finder.item_changed, self._finder.user_deleted)
+
+    async def find(self, wish: Wish, position: int) -> Found:
+        """position: of the store's last change that the answer must know of; as below."""
+        await self._feed.catch_up(position)
+        return self._finder.find(wish)
+
+    async def user(self, user_id: str, later: list[str], position: int) -> UserView:
+        await self._feed.catch_up(position)
+        return self._looker.user(user_id, later)
+
+    async def users(self, start: str, limit: int, position: int) -> list[str]:
+        await self._feed.catch_up(position)
+        return self._finder.people.some(start, limit)
+
+    async def item(self, item_id: str, position: int) -> ItemView | None:
+        await self._feed.catch_up(position)
+        return self._looker.item(item_id)
+
+    async def items(self, query: str, offset: int, limit: int, position: int) -> tuple[list[ItemView], int]:
+        await self._feed.catch_up(position)
+        return self._looker.items(query, offset, limit)
+
+    async def ready(self) -> bool:
+        return True
+
+
+class RankerReplica:
+    """Scores candidates; writes keywords of new items with the same engine."""
+
+    async def __init__(self, bundle: Bundle, store: str):  # type: ignore[misc]  # Ray Serve awaits it
+        dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
+        self._catalogue = LiveCatalogue(Catalogue.read(dataset, keywords, bundle.config.rank.candidate))
+        self._feed = Feed(open_store(store), self._learn, lambda user_id: None)
+        self._engine = Engine(bundle, self._catalogue)
+        await self._engine.score([], [], [0])  # the first question compiles what the later ones use
+
+    async def score(
+        self, history: Sequence[str], neighbours: Sequence[str], candidates: Sequence[str], position: int
+    ) -> list[float]:
+        """p(yes) of each candidate. All hold item ids that the retriever knew at that position."""
+        await self._feed.catch_up(position)
+        numbers = [[self._number(item) for item in items] for items in (history, neighbours, candidates)]
+        return await self._engine.score(*numbers)
+
+    async def summarise(self, item: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Keywords of the picture and of the text. Raises as `Engine.summarise`."""
+        found = await self._engine.summarise(item)
+        return list(found.image), list(found.text)
+
+    async def ready(self) -> bool:
+        return True
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+    def _learn(self, item: Item) -> None:
+        self._catalogue.learn(item)
+
+    def _number(self, item_id: str) -> int:
+        number = self._catalogue.number(item_id)
+        if number is None:
+            raise KeyError(item_id)
+        return number
+
+
+class SummariserReplica:
+    """Gives items that were put their keywords: at once when told, and now and then those that nobody told of, because
+    the process that took them died."""
+
+    async def __init__(self, store: str, ranker: DeploymentHandle):  # type: ignore[misc]  # as above
+        self._store, self._ranker = open_store(store), ranker
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._loop = asyncio.create_task(self._sweep())
+
+    async def summarise(self, item_id: str) -> None:
+        """Returns when the item is ready or has failed."""
+        task = self._busy.get(item_id)
+        if task is None:
+            task = self._busy[item_id] = asyncio.create_task(self._summarise(item_id))
+            task.add_done_callback(lambda _: self._busy.pop(item_id, None))
+        await asyncio.shield(task)  # who waits may go; the work goes on
+
+    async def check_health(self) -> None:
+        if self._loop.done():
+            raise RuntimeError("the summariser no longer looks for new items")
+
+    async def _sweep(self) -> None:
+        while True:
+            for item in await asyncio.to_thread(self._store.waiting):
+                # Where the ranker is down, the item goes on waiting.
+                with contextlib.suppress(Exception):
+                    await self.summarise(item.item_id)
+            await asyncio.sleep(_EVERY_SECONDS)
+
+    async def _summarise(self, item_id: str) -> None:
+        item = await asyncio.to_thread(self._store.item, item_id)
+        if item is None or item.status != "waiting":
+            return
+        row = {"title": item.title, "text": item.text, "image": item.image, "image_uri": None}
+        try:
+            image, text = await self._ranker.summarise.remote(row)
+        except (ValueError, OSError, UsageError) as error:  # the item's own fault: it will not get better
+            reason = f"{type(error).__name__}: {str(error).splitlines()[-1] if str(error) else ''}"
+            await asyncio.to_thread(self._store.set_failed, item_id, item.version, reason)
+            return
+        await asyncio.to_thread(self._store.set_keywords, item_id, item.version, image, text)

@@ -1,0 +1,102 @@
+"""vLLM's async engine of one replica: it scores candidates with the adapter and writes keywords without."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from mmsrarec_ray.models.load import engine_arguments, source
+from mmsrarec_ray.rank.ask import Asker, Question, p_yes
+from mmsrarec_ray.rank.catalogue import Shown
+from mmsrarec_ray.serve.bundle import Bundle
+from mmsrarec_ray.summarize.keywords import Keywords, parse
+from mmsrarec_ray.summarize.render import Renderer
+
+_ADAPTER = 1  # vLLM numbers adapters from 1
+
+
+class Engine:
+    """One engine, base and adapter. The environment must be that of `models.load.engine_environment`."""
+
+    def __init__(self, bundle: Bundle, catalogue: Shown):
+        """catalogue: what questions need of items. Loads the weights, which takes from half a minute to minutes."""
+        import vllm
+        from vllm.lora.request import LoRARequest
+
+        config = bundle.config
+        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.tune_recommender.lora.rank}
+        arguments = engine_arguments(config, **lora)
+        self._engine = vllm.AsyncLLMEngine.from_engine_args(
+            vllm.AsyncEngineArgs(model=source(config.model), **arguments), stat_loggers=_stat_loggers()
+        )
+        self._adapter = LoRARequest("recommender", _ADAPTER, bundle.adapter)
+        self._asker, self._renderer = Asker(config, catalogue), Renderer(config)
+        self._number = itertools.count()
+
+    async def score(self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        """p(yes) of each candidate, in [0, 1]: what `rank.score` computes in bulk. All hold numbers of items.
+
+        Raises InputError where a question does not fit the model. Cancelled, it takes its questions back.
+        """
+        # Tokens and pictures are worked out in a thread: the loop stays free for other requests' answers.
+        asked = await asyncio.to_thread(self._questions, history, neighbours, candidates)
+        return await asyncio.gather(*(self._score(tokens, question) for tokens, question in asked))
+
+    async def summarise(self, item: dict[str, Any]) -> Keywords:
+        """Keywords of an item: a row with title, text, image, image_uri.
+
+        Raises ValueError or OSError where it cannot be rendered or the answer does not parse.
+        """
+        request = await asyncio.to_thread(self._renderer, item)
+        output = await self._generate(request.tokens, request.image, _parameters(request.sampling), None)
+        return parse(output.outputs[0].text, request.image is not None, request.has_text)
+
+    async def check_health(self) -> None:
+        """Raises where the engine has died."""
+        await self._engine.check_health()
+
+    def _questions(
+        self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int]
+    ) -> list[tuple[list[int], Question]]:
+        user = self._asker.user(history, neighbours)
+        questions = [self._asker.question(user, candidate) for candidate in candidates]
+        return [(self._asker.tokens(question), question) for question in questions]
+
+    async def _score(self, tokens: list[int], question: Question) -> float:
+        output = await self._generate(tokens, question.image, _parameters(self._asker.sampling), self._adapter)
+        said = output.outputs[0].logprobs[0]
+        yes, no = (said[token].logprob for token in self._asker.answers)
+        return p_yes(yes, no)
+
+    async def _generate(self, tokens: list[int], image: Image.Image | None, parameters: Any, adapter: Any) -> Any:
+        from vllm.inputs.llm import TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=tokens)
+        if image is not None:
+            prompt["multi_modal_data"] = {"image": image}
+        request = str(next(self._number))
+        async for output in self._engine.generate(prompt, parameters, request_id=request, lora_request=adapter):
+            if output.finished:
+                return output
+        raise RuntimeError("the engine ended without an answer")
+
+
+def _parameters(sampling: dict[str, Any]) -> Any:
+    """vLLM's sampling parameters from the plain ones that bulk jobs send."""
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+    plain = dict(sampling)
+    if "structured_outputs" in plain:
+        plain["structured_outputs"] = StructuredOutputsParams(**plain["structured_outputs"])
+    return SamplingParams(**plain)
+
+
+def _stat_loggers() -> list[Any]:
+    """vLLM's own metrics, offered by Ray."""
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]

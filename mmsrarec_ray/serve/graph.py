@@ -1,0 +1,138 @@
+"""The graph of deployments: ingress → retriever and ranker, and the summariser of new items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from mmsrarec_ray import config as settings
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.models.load import engine_environment
+from mmsrarec_ray.serve.app import create_app
+from mmsrarec_ray.serve.bundle import Bundle
+from mmsrarec_ray.serve.deployments import RankerReplica, RetrieverReplica, SummariserReplica
+from mmsrarec_ray.serve.limits import Keys
+from mmsrarec_ray.serve.metrics import Metrics
+from mmsrarec_ray.serve.pictures import Pictures
+from mmsrarec_ray.serve.service import Service
+from mmsrarec_ray.serve.store import open_store
+
+_STICKY: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+
+
+@serve.ingress()
+class Ingress:
+    """HTTP. Any number of replicas may share the store's file on one node."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        store: str,
+        retriever: DeploymentHandle,
+        ranker: DeploymentHandle,
+        summariser: DeploymentHandle,
+    ):
+        config = bundle.config
+        self._store = open_store(store)
+        metrics = Metrics(bundle.version)
+        service = Service(config.serve, bundle.summary(), self._store, retriever, ranker, summariser, metrics)
+        pictures = Pictures(config, bundle.folder("dataset"), self._store)
+        self._app = create_app(service, pictures, Keys(config.serve))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+    def check_health(self) -> None:
+        self._store.check()
+
+
+def application(arguments: Mapping[str, Any]) -> serve.Application:
+    """The graph for `serve run … run=FOLDER key=value …` and for the `args` of a Serve config.
+
+    arguments: `run`, the run folder; `pipeline`, the fingerprint of one of its pipelines, by default the newest; all
+    others are settings of the configuration tree over those the recommender was made with, dotted or nested. Raises
+    UsageError.
+    """
+    words = dict(arguments)
+    run, pipeline = words.pop("run", None), words.pop("pipeline", None)
+    if not isinstance(run, str):
+        raise ConfigError(f"run: expected the run folder, got {run!r}.")
+    bundle = Bundle.of(run, _overrides(words), pipeline)
+    bundle.verify()
+    Keys(bundle.config.serve)  # refused here, before anything starts
+    store = bundle.config.serve.store or _own_store(bundle)
+    return _bound(bundle, store)
+
+
+def _bound(bundle: Bundle, store: str) -> serve.Application:
+    config = bundle.config.serve
+    retriever = _deployed(RetrieverReplica, "Retriever", config.retriever, _light(config.retriever))
+    sticky = RequestRouterConfig(request_router_class=_STICKY)
+    ranker = _deployed(RankerReplica, "Ranker", config.ranker, _engine(bundle.config), request_router_config=sticky)
+    summariser = _deployed(SummariserReplica, "Summariser", config.summariser, _light(config.summariser))
+    ingress = _deployed(Ingress, "Ingress", config.ingress, _light(config.ingress))
+    ranking = ranker.bind(bundle, store)
+    return ingress.bind(bundle, store, retriever.bind(bundle, store), ranking, summariser.bind(store, ranking))
+
+
+def _deployed(
+    replica: type, name: str, scaling: settings.Replicas, actor: dict[str, Any], **more: Any
+) -> serve.Deployment:
+    return serve.deployment(name=name, ray_actor_options=actor, **_scaled(scaling), **more)(replica)
+
+
+def _scaled(scaling: settings.Replicas) -> dict[str, Any]:
+    """Options of a deployment that every one has."""
+    autoscaling = AutoscalingConfig(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target_ongoing_requests=scaling.target_ongoing_requests,
+        upscale_delay_s=scaling.upscale_delay_s,
+        downscale_delay_s=scaling.downscale_delay_s,
+    )
+    return {
+        "autoscaling_config": autoscaling,
+        "max_ongoing_requests": scaling.max_ongoing_requests,
+        "max_queued_requests": scaling.max_queued_requests,
+        "health_check_period_s": scaling.health_check_period_s,
+    }
+
+
+def _light(deployment: settings.Deployment) -> dict[str, Any]:
+    return {"num_cpus": deployment.cpus}
+
+
+def _engine(config: Config) -> dict[str, Any]:
+    """What a replica with an engine asks Ray for."""
+    engine = config.engine
+    options: dict[str, Any] = {
+        "num_cpus": engine.cpus,
+        "num_gpus": engine.gpus,
+        "runtime_env": {"env_vars": engine_environment(config)},
+    }
+    return options | ({"accelerator_type": engine.accelerator_type} if engine.accelerator_type else {})
+
+
+def _own_store(bundle: Bundle) -> str:
+    folder = bundle.parts["recommender"].folder
+    if folder.scheme:
+        raise ConfigError("serve.store: must be set where the run folder is not on a disk of this machine.")
+    return f"sqlite://{bundle.run.rstrip('/')}/online/store.sqlite"
+
+
+def _overrides(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key=value` words of a mapping, dotted or nested. The command line gives values as text, which is YAML."""
+    words = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            words += _overrides(value, f"{prefix}{key}.")
+        else:
+            words.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return words

@@ -1,0 +1,81 @@
+"""What the service counts, through Ray: every node offers it to Prometheus, and `/metrics` gathers it."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterable
+from typing import Any
+
+from ray.serve import metrics
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_OURS = ("ray_mmsrarec_", "ray_serve_", "ray_vllm_")
+_PATIENCE_SECONDS = 3.0
+
+
+class Metrics:
+    """Of an ingress replica."""
+
+    def __init__(self, bundle: str):
+        """bundle: its version, a label of what depends on it."""
+        both: Any = ("bundle", "degraded")  # Ray's hint names one label and means any number
+        self._answers = metrics.Counter("mmsrarec_recommendations", "Answers by whether the ranker gave them.", both)
+        self._seconds = metrics.Histogram(
+            "mmsrarec_recommendation_seconds", "Time to an answer.", boundaries=list(_SECONDS), tag_keys=("bundle",)
+        )
+        self._scored = metrics.Counter("mmsrarec_candidates_scored", "Candidates the ranker scored.", ("bundle",))
+        self._refused = metrics.Counter("mmsrarec_refused", "Requests told to come again.")
+        self._events = metrics.Counter("mmsrarec_events", "Events by whether they were new.", ("outcome",))
+        self._items = metrics.Counter("mmsrarec_items_put", "Items put, by what became of them.", ("status",))
+        for each in (self._answers, self._seconds, self._scored):
+            each.set_default_tags({"bundle": bundle})
+
+    def answered(self, seconds: float, scored: int, degraded: str | None) -> None:
+        """degraded: why, None where it is not."""
+        self._answers.inc(1, {"degraded": degraded or "no"})
+        self._seconds.observe(seconds)
+        _add(self._scored, scored)
+
+    def refused(self) -> None:
+        self._refused.inc(1)
+
+    def events(self, accepted: int, repeated: int) -> None:
+        _add(self._events, accepted, {"outcome": "accepted"})
+        _add(self._events, repeated, {"outcome": "repeated"})
+
+    def item(self, status: str) -> None:
+        self._items.inc(1, {"status": status})
+
+
+def _add(counter: metrics.Counter, count: int, tags: dict[str, str] | None = None) -> None:
+    if count:  # Ray refuses to count nothing
+        counter.inc(count, tags or {})
+
+
+def gathered() -> str:
+    """What all nodes of the cluster tell of the service, in Prometheus' text format; some seconds old."""
+    import ray
+
+    pages = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS) as answer:
+                pages.append(answer.read().decode())
+    return "".join(f"{line}\n" for line in _ours(line for page in pages for line in page.splitlines()))
+
+
+def _ours(lines: Iterable[str]) -> list[str]:
+    """Lines of the service's metrics; of what is said about a metric, each once, and before its values."""
+    kept: dict[str, list[str]] = {}
+    for line in lines:
+        words = line.split(maxsplit=3)
+        said = words[:1] == ["#"] and len(words) > 2
+        name = words[2] if said else line.partition("{")[0].partition(" ")[0]
+        if not name.startswith(_OURS):
+            continue
+        family = next((name.removesuffix(end) for end in ("_bucket", "_sum", "_count") if name.endswith(end)), name)
+        group = kept.setdefault(family if family in kept else name, [])
+        if not said or line not in group:
+            group.append(line)
+    return [line for group in kept.values() for line in sorted(group, key=lambda line: not line.startswith("#"))]

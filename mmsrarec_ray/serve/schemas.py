@@ -1,0 +1,208 @@
+"""What goes over HTTP, under /v1: requests, answers and errors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from mmsrarec_ray.config import Limits
+from mmsrarec_ray.serve.store import Status
+
+# The least strict bounds that any service has; `check_*` in `limits` hold the configured ones.
+Id = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_MILLISECONDS = 2**53  # what JavaScript counts to
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class RecommendationRequest(_Body):
+    """Either a user or an anonymous history, the oldest item first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"user_id": "user-000042", "k": 5},
+                {"history": ["item-00012", "item-00345"], "k": 5},
+                {"user_id": "user-000042", "candidates": ["item-00001", "item-00002"], "k": 2},
+            ]
+        }
+    )
+
+    user_id: Id | None = None
+    """A user of the catalogue's log, or one known from events, or a new one."""
+    history: list[Id] | None = None
+    """Items of somebody without an id, the newest last."""
+    k: Annotated[int, Field(ge=1)] = 10
+    """How many items to answer with, at most."""
+    candidates: list[Id] | None = None
+    """Rank these alone; by default what retrieval finds, without what the user has."""
+    exclude: list[Id] = []
+    """Items that must not be found."""
+    deadline_ms: Annotated[int, Field(ge=1)] | None = None
+    """Answer by then; never later than the service's own deadline."""
+
+
+class CompanionOut(_Body):
+    """An item of the history, and how often users chose the recommended item soon after it."""
+
+    item_id: str
+    title: str
+    count: int
+
+
+class WhyOut(_Body):
+    """What speaks for an item."""
+
+    keywords: list[str]
+    """Shared with items of the history."""
+    similar_users: int
+    """Of the users at the most similar moments, so many chose it next."""
+    of: int
+    """How many similar moments were looked at."""
+    history: list[CompanionOut]
+    """Items of the history that users chose it after."""
+
+
+class Recommended(_Body):
+    item_id: str
+    title: str
+    keywords: list[str]
+    rank: int
+    """1 is the best."""
+    score: float
+    """By the ranker: p(yes), between 0 and 1. In a degraded answer by retrieval: to be compared within it alone."""
+    source: Literal["similar_users", "cooccurrence", "keywords", "popularity"]
+    """What speaks most for the item among those who find candidates."""
+    why: WhyOut
+
+
+class Recommendations(_Body):
+    request_id: str
+    """To be named in events that follow from this answer."""
+    bundle: str
+    """Version of keywords, index and adapter."""
+    degraded: bool
+    """The ranker was late or down: this is the order of retrieval."""
+    degraded_reason: Literal["late", "down", "busy"] | None
+    known_user: bool
+    """Whether the bundle's log has the user."""
+    history: list[str]
+    """The items that the ranker read, the newest last."""
+    unknown: list[str]
+    """Candidates that the catalogue does not have."""
+    took_ms: float
+    items: list[Recommended]
+
+
+class EventIn(_Body):
+    """Something a user did or was shown. The same event may be sent again: it counts once."""
+
+    event_id: Id
+    kind: Literal["interaction", "impression"] = "interaction"
+    user_id: Id
+    item_id: Id
+    timestamp: Annotated[int, Field(ge=0, le=_MILLISECONDS)] | None = None
+    """Milliseconds since 1970; null: now."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    request_id: Id | None = None
+    """Of the answer that it follows from; so the next two."""
+    rank: Annotated[int, Field(ge=1, le=_MILLISECONDS)] | None = None
+    bundle: Id | None = None
+
+
+class EventsRequest(_Body):
+    """All are kept, or none."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"events": [{"event_id": "e-1", "user_id": "user-000042", "item_id": "item-00012"}]}]
+        }
+    )
+
+    events: Annotated[list[EventIn], Field(min_length=1)]
+
+
+class EventsAnswer(_Body):
+    accepted: int
+    """How many were new."""
+    repeated: int
+    """How many were known by their id."""
+
+
+class ItemIn(_Body):
+    """At least a title, a text or a picture."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"title": "Stoneware mug", "text": "Dishwasher safe. By Acme."}]}
+    )
+
+    title: str | None = None
+    text: str | None = None
+    image: str | None = None
+    """An encoded picture (PNG, JPEG, WebP), in base64. Addresses of pictures are not fetched."""
+
+
+class ItemOut(_Body):
+    item_id: str
+    title: str
+    text: str
+    keywords: list[str]
+    status: Status
+    """`ready`: it can be recommended. `waiting`: for its keywords. `failed`: see error."""
+    error: str | None
+
+
+class ItemsPage(_Body):
+    items: list[ItemOut]
+    total: int
+
+
+class HistoryItem(_Body):
+    item_id: str
+    title: str
+    keywords: list[str]
+
+
+class UserOut(_Body):
+    user_id: str
+    known_user: bool
+    """Whether the bundle's log has the user."""
+    history: list[HistoryItem]
+    """The newest first."""
+
+
+class UsersPage(_Body):
+    users: list[str]
+
+
+class UserDeleted(_Body):
+    user_id: str
+    events: int
+    """How many events were forgotten."""
+
+
+class Models(_Body):
+    bundle: dict[str, Any]
+    limits: Limits
+    deadline_ms: int
+    candidates: int
+
+
+class Ready(_Body):
+    ready: bool
+    parts: dict[str, bool]
+
+
+class Problem(_Body):
+    code: str
+    """For programs."""
+    message: str
+    """For people: what was expected and what came."""
+    details: list[dict[str, Any]] = []
+
+
+class ErrorOut(_Body):
+    error: Problem

@@ -1,0 +1,302 @@
+"""What the ingress does for each request: the store, then the retriever, then the ranker, within a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from mmsrarec_ray.config import Serve
+from mmsrarec_ray.serve.finder import Candidate, Found, Wish
+from mmsrarec_ray.serve.limits import Refused
+from mmsrarec_ray.serve.look import ItemView
+from mmsrarec_ray.serve.metrics import Metrics
+from mmsrarec_ray.serve.patience import Patience
+from mmsrarec_ray.serve.schemas import (
+    CompanionOut,
+    EventIn,
+    EventsAnswer,
+    HistoryItem,
+    ItemOut,
+    ItemsPage,
+    RecommendationRequest,
+    Recommendations,
+    Recommended,
+    UserDeleted,
+    UserOut,
+    UsersPage,
+    WhyOut,
+)
+from mmsrarec_ray.serve.store import Event, Item, Store
+
+Reason = Literal["late", "down", "busy"]
+_LEAST_SECONDS = 0.001
+_PATIENCE_SECONDS = 10.0  # for what has no deadline of its own
+
+
+class Service:
+    """Holds the store and the handles of the other deployments."""
+
+    def __init__(
+        self,
+        settings: Serve,
+        bundle: dict[str, Any],
+        store: Store,
+        retriever: Any,
+        ranker: Any,
+        summariser: Any,
+        metrics: Metrics,
+    ):
+        """bundle: its summary; retriever, ranker, summariser: handles of Ray Serve."""
+        self.settings, self.bundle, self.store, self.metrics = settings, bundle, store, metrics
+        self._retriever, self._ranker, self._summariser = retriever, ranker, summariser
+        self._in_flight = 0
+        self._patience = Patience(settings.ranker_pause_ms / 1000)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """One of the requests that are worked on. Raises Refused (429) where there are too many."""
+        if self._in_flight >= self.settings.max_in_flight:
+            self.metrics.refused()
+            raise self.busy()
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def busy(self) -> Refused:
+        wait = self.settings.retry_after_s
+        return Refused(429, "busy", f"too many requests: come again in {wait} s.", {"Retry-After": str(wait)})
+
+    async def recommend(self, request: RecommendationRequest) -> Recommendations:
+        """Raises Refused where the retriever is late, down or busy."""
+        began = time.monotonic()
+        given = request.deadline_ms or self.settings.deadline_ms
+        deadline = began + min(given, self.settings.deadline_ms) / 1000
+        later, position = await asyncio.to_thread(self._known, request)
+        count = max(request.k, self.settings.candidates)
+        wish = Wish(request.user_id, later, request.candidates, count, request.exclude)
+        found: Found = await self._asked(self._retriever.find, wish, position, until=deadline)
+        scores, reason = await self._scores(found, self._session(request), position, deadline)
+        items = await self._best(found.candidates, scores, request.k)
+        took = time.monotonic() - began
+        self.metrics.answered(took, len(found.candidates) if scores else 0, reason)
+        return Recommendations(
+            request_id=uuid.uuid4().hex,
+            bundle=self.bundle["version"],
+            degraded=reason is not None,
+            degraded_reason=reason,
+            known_user=found.known_user,
+            history=found.history,
+            unknown=found.unknown,
+            took_ms=round(took * 1000, 2),
+            items=items,
+        )
+
+    def _known(self, request: RecommendationRequest) -> tuple[list[str], int]:
+        """The history that the store or the request tells, and the store's place."""
+        position = self.store.position()
+        if request.user_id is None:
+            return request.history or [], position
+        return self._history(request.user_id), position
+
+    def _history(self, user_id: str) -> list[str]:
+        return [item for item, _ in self.store.history(user_id, self.settings.limits.history)]
+
+    async def _asked(self, method: Any, *arguments: Any, until: float | None = None) -> Any:
+        """What a deployment answers. Raises Refused (503, 429) where it cannot, in time."""
+        from ray.serve.exceptions import BackPressureError
+
+        seconds = _PATIENCE_SECONDS if until is None else max(_LEAST_SECONDS, until - time.monotonic())
+        try:
+            return await _within(method.remote(*arguments), seconds)
+        except BackPressureError:
+            self.metrics.refused()
+            raise self.busy() from None
+        except Exception as error:
+            if not _of_ray(error):
+                raise
+            headers = {"Retry-After": str(self.settings.retry_after_s)}
+            raise Refused(503, "unavailable", "the retriever does not answer in time.", headers) from None
+
+    async def _scores(
+        self, found: Found, session: str, position: int, deadline: float
+    ) -> tuple[list[float] | None, Reason | None]:
+        """The ranker's scores of all candidates, or why there are none."""
+        from ray.serve.exceptions import BackPressureError
+
+        if not found.candidates:
+            return None, None
+        ids = [each.item_id for each in found.candidates]
+        left = deadline - time.monotonic()
+        if left <= _LEAST_SECONDS:
+            return None, "late"
+        if not self._patience.try_it(time.monotonic()):
+            return None, "down"
+        # One user's requests go to one replica: its engine has read the user's part already.
+        ranker = self._ranker.options(session_id=session)
+        try:
+            scores = await _within(ranker.score.remote(found.history, found.neighbours, ids, position), left)
+        except BackPressureError:
+            return None, "busy"
+        except TimeoutError:
+            # A deadline that the caller made short tells nothing of the ranker.
+            if left >= self.settings.deadline_ms / 2000:
+                self._patience.failed(time.monotonic())
+            return None, "late"
+        except Exception as error:
+            if not _of_ray(error):
+                raise
+            self._patience.failed(time.monotonic())
+            return None, "down"
+        self._patience.succeeded()
+        return scores, None
+
+    @staticmethod
+    def _session(request: RecommendationRequest) -> str:
+        return request.user_id if request.user_id is not None else "\n".join(request.history or ())
+
+    async def _best(self, candidates: list[Candidate], scores: list[float] | None, k: int) -> list[Recommended]:
+        """The k best, without what was deleted while they were worked out."""
+        own = scores if scores is not None else [each.score for each in candidates]
+        order = sorted(range(len(candidates)), key=lambda place: -own[place])  # ties stay in the order of retrieval
+        hidden = await asyncio.to_thread(self.store.hidden, [each.item_id for each in candidates])
+        kept = [place for place in order if candidates[place].item_id not in hidden][:k]
+        return [_recommended(candidates[place], own[place], rank) for rank, place in enumerate(kept, 1)]
+
+    async def add_events(self, events: Sequence[EventIn]) -> EventsAnswer:
+        """They are on the disk when this returns."""
+        now = int(time.time() * 1000)
+        rows = [Event(**each.model_dump() | {"timestamp": _time(each, now)}) for each in events]
+        accepted = await asyncio.to_thread(self.store.add_events, rows)
+        self.metrics.events(accepted, len(rows) - accepted)
+        return EventsAnswer(accepted=accepted, repeated=len(rows) - accepted)
+
+    async def user(self, user_id: str) -> UserOut:
+        """An unknown user has an empty history."""
+        later = await asyncio.to_thread(self._history, user_id)
+        position = await asyncio.to_thread(self.store.position)
+        view = await self._asked(self._retriever.user, user_id, later, position)
+        history = [HistoryItem(item_id=i.item_id, title=i.title, keywords=list(i.keywords)) for i in view.history]
+        return UserOut(user_id=user_id, known_user=view.known, history=history)
+
+    async def users(self, start: str, limit: int) -> UsersPage:
+        position = await asyncio.to_thread(self.store.position)
+        return UsersPage(users=await self._asked(self._retriever.users, start, limit, position))
+
+    async def delete_user(self, user_id: str) -> UserDeleted:
+        return UserDeleted(user_id=user_id, events=await asyncio.to_thread(self.store.delete_user, user_id))
+
+    async def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
+        """Durable when this returns, and with keywords if they came in time."""
+        await asyncio.to_thread(self.store.put_item, item_id, title, text, image)
+        try:
+            await _within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
+        except Exception as error:
+            if not _of_ray(error):
+                raise  # else it goes on waiting: the summariser finds it by itself
+        item = await asyncio.to_thread(self.store.item, item_id)
+        assert item is not None
+        self.metrics.item(item.status)
+        return item
+
+    async def item(self, item_id: str) -> ItemOut:
+        """Raises Refused (404)."""
+        stored = await asyncio.to_thread(self.store.item, item_id)
+        if stored is not None and stored.status != "deleted":
+            return stored_item(stored)
+        if stored is None:
+            position = await asyncio.to_thread(self.store.position)
+            view: ItemView | None = await self._asked(self._retriever.item, item_id, position)
+            if view is not None:
+                return _item(view)
+        raise not_found("item", item_id)
+
+    async def items(self, query: str, offset: int, limit: int) -> ItemsPage:
+        position = await asyncio.to_thread(self.store.position)
+        views, total = await self._asked(self._retriever.items, query, offset, limit, position)
+        return ItemsPage(items=[_item(view) for view in views], total=total)
+
+    async def delete_item(self, item_id: str) -> None:
+        await asyncio.to_thread(self.store.delete_item, item_id)
+
+    async def ready(self) -> dict[str, bool]:
+        """Which parts answer. Without the ranker the service still does, degraded."""
+        checks: dict[str, Callable[[], Awaitable[Any]]] = {
+            "store": lambda: asyncio.to_thread(self.store.check),
+            "retriever": lambda: _within(self._retriever.ready.remote(), 2.0),
+            "ranker": lambda: _within(self._ranker.ready.remote(), 2.0),
+        }
+        outcomes = await asyncio.gather(*(check() for check in checks.values()), return_exceptions=True)
+        return {name: not isinstance(each, BaseException) for name, each in zip(checks, outcomes, strict=True)}
+
+
+async def _within(response: Any, seconds: float) -> Any:
+    """A deployment's answer; taken back where it does not come in time. Raises TimeoutError."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await response
+    except BaseException:
+        response.cancel()
+        raise
+
+
+def _of_ray(error: Exception) -> bool:
+    """Whether a deployment is late, gone or failed, rather than we ourselves."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    return isinstance(error, RayError | RayServeException | TimeoutError)
+
+
+def _time(event: EventIn, now: int) -> int:
+    return now if event.timestamp is None else event.timestamp
+
+
+def not_found(what: str, which: str) -> Refused:
+    return Refused(404, "not_found", f"there is no {what} {which!r}.")
+
+
+def _recommended(candidate: Candidate, score: float, rank: int) -> Recommended:
+    why = candidate.why
+    return Recommended(
+        item_id=candidate.item_id,
+        title=candidate.title,
+        keywords=list(candidate.keywords),
+        rank=rank,
+        score=score,
+        source=candidate.source,
+        why=WhyOut(
+            keywords=list(why.keywords),
+            similar_users=why.similar_users,
+            of=why.of,
+            history=[CompanionOut(item_id=c.item_id, title=c.title, count=c.count) for c in why.history],
+        ),
+    )
+
+
+def stored_item(item: Item) -> ItemOut:
+    """An item of the store as it is answered."""
+    return ItemOut(
+        item_id=item.item_id,
+        title=item.title or "",
+        text=item.text or "",
+        keywords=list(dict.fromkeys([*item.image_keywords, *item.text_keywords])),
+        status=item.status,
+        error=item.error,
+    )
+
+
+def _item(view: ItemView) -> ItemOut:
+    return ItemOut(
+        item_id=view.item_id,
+        title=view.title,
+        text=view.text,
+        keywords=list(view.keywords),
+        status="ready",
+        error=None,
+    )
