@@ -30,6 +30,7 @@ class Retrieval(Method):
 
     def learn(self, dataset: Dataset) -> None:
         self.tie_break = popularity_tie_break(dataset)
+        self.followers = np.maximum(np.asarray(self.retriever.cooccurrence.count.sum(1)), 1)
 
     def score_all(self, queries: Queries) -> np.ndarray:
         return self.fused(*self.parts(queries, self.retriever.nearest(queries, self.settings.neighbours)))
@@ -44,15 +45,13 @@ class Retrieval(Method):
         share = np.exp((found.similarity - np.where(np.isfinite(nearest), nearest, 0)) / self.settings.temperature)
         share /= np.maximum(share.sum(1, keepdims=True), 1e-12)
         chosen = np.zeros((len(queries), len(self.tie_break)))
-        for column in range(share.shape[1]):
-            there = found.rows[:, column] >= 0
-            items = self.retriever.index.moments.next_items[found.rows[there, column]]
-            chosen[np.flatnonzero(there), items] += share[there, column]
+        there = found.rows >= 0
+        items = self.retriever.index.moments.next_items[found.rows[there]]
+        np.add.at(chosen, (np.nonzero(there)[0], items), share[there])
         return chosen, self._cooccurrence(queries)
 
     def _cooccurrence(self, queries: Queries) -> np.ndarray:
         count = self.retriever.cooccurrence.count
-        total = np.maximum(np.asarray(count.sum(1)), 1)
         profile = profiles(queries, count.shape[0], DECAY)
-        profile.data /= total[profile.indices]
+        profile.data /= self.followers[profile.indices]
         return (profile @ count).toarray().astype(np.float64)

@@ -22,7 +22,7 @@ from mmsrarec_ray.serve.limits import Keys
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.service import Service
-from mmsrarec_ray.serve.store import open_store
+from mmsrarec_ray.serve.store import check_address, open_store
 
 _STICKY: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
@@ -68,6 +68,7 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
     bundle.verify()
     Keys(bundle.config.serve)  # refused here, before anything starts
     store = bundle.config.serve.store or _own_store(bundle)
+    check_address(store)
     return _bound(bundle, store)
 
 

@@ -109,13 +109,18 @@ class Store(Protocol):
 
 
 def open_store(url: str) -> Store:
-    """The store at `sqlite:///absolute/path`. Raises ConfigError for any other address."""
+    """The store at an address, which is made where there is none. Raises ConfigError as `check_address`."""
     from mmsrarec_ray.serve.sqlite import SqliteStore
 
+    check_address(url)
+    return SqliteStore(url.partition("://")[2])
+
+
+def check_address(url: str) -> None:
+    """Raises ConfigError for anything but `sqlite:///absolute/path`."""
     scheme, _, path = url.partition("://")
     if scheme != "sqlite" or not path.startswith("/"):
         raise ConfigError(f"serve.store: expected 'sqlite:///' and an absolute path, got {url!r}.")
-    return SqliteStore(path)
 
 
 def export(store: Store, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

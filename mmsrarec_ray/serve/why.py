@@ -43,7 +43,8 @@ class Evidence:
         self._catalogue, self._history, self._next = catalogue, history, next_items
         self._words = {word for item in history for word in catalogue.keywords(item)}
         self._before = np.array([item for item in history if item < catalogue.known], np.int64)
-        self._counts = together.count[self._before]
+        counts = together.count[self._before].tocsc()  # read by column, for each candidate
+        self._starts, self._places, self._counts = counts.indptr, counts.indices, counts.data
 
     def why(self, number: int) -> Why:
         """The evidence for one item."""
@@ -54,7 +55,8 @@ class Evidence:
     def _companions(self, number: int) -> tuple[Companion, ...]:
         if number >= self._catalogue.known or not len(self._before):
             return ()
-        counts = self._counts[:, [number]].toarray().ravel()
-        order = [place for place in np.argsort(-counts, kind="stable")[:_MOST] if counts[place]]
-        items = [(int(self._before[place]), int(counts[place])) for place in order]
+        column = slice(self._starts[number], self._starts[number + 1])
+        found = zip(self._counts[column].tolist(), self._places[column].tolist(), strict=True)
+        most = sorted(found, key=lambda pair: (-pair[0], pair[1]))[:_MOST]
+        items = [(int(self._before[place]), count) for count, place in most]
         return tuple(Companion(self._catalogue.id(item), self._catalogue.title(item), count) for item, count in items)

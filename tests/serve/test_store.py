@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmsrarec_ray.errors import ArtefactError, ConfigError
+from mmsrarec_ray.serve.export import main
 from mmsrarec_ray.serve.sqlite import SqliteStore
 from mmsrarec_ray.serve.store import Change, Event, Store, export, open_store
 
@@ -182,3 +184,16 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
     SqliteStore(str(tmp_path / "s"))._connection().execute("PRAGMA user_version = 99")
     with pytest.raises(ArtefactError, match="expected a store of version 1 or older, got 99"):
         SqliteStore(str(tmp_path / "s"))
+
+
+def test_events_are_exported_as_json_lines(store: Store, tmp_path: Path) -> None:
+    store.add_events([event(1), event(2, user="ü\n")])
+    out = tmp_path / "events.jsonl"
+    where = f"sqlite://{tmp_path}/online/store.sqlite"
+    assert main([where, str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert rows == [row for _, row in export(store)]
+    store.add_events([event(3)])
+    assert main([where, str(out), "--after", "2"]) == 0
+    assert [json.loads(line)["event_id"] for line in out.read_text("utf-8").splitlines()] == ["e3"]
+    assert main(["nowhere", str(out)]) == 2

@@ -1,0 +1,493 @@
+"""The HTTP interface over a world worked out by hand: no Ray, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from mmsrarec_ray.config import load
+from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.serve import service as services
+from mmsrarec_ray.serve.app import create_app
+from mmsrarec_ray.serve.deployments import RetrieverReplica, SummariserReplica
+from mmsrarec_ray.serve.finder import Finder
+from mmsrarec_ray.serve.limits import Keys
+from mmsrarec_ray.serve.patience import Patience
+from mmsrarec_ray.serve.store import Store, open_store
+from tests.serve import world
+
+SMALL = ("serve.limits.history=4", "serve.limits.k=5", "serve.limits.candidates=6", "serve.limits.events=3")
+LIMITS = (*SMALL, "serve.limits.id_chars=20", "serve.limits.body_bytes=20000", "serve.limits.picture_bytes=10000")
+Scenario = Callable[["Served"], Awaitable[None]]
+
+
+class Answer:
+    """As Ray Serve's DeploymentResponse."""
+
+    def __init__(self, work: Awaitable[Any]):
+        self.task = asyncio.ensure_future(work)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.task.__await__()
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+
+class Handle:
+    """As Ray Serve's handle of a replica."""
+
+    def __init__(self, replica: Any):
+        self.replica, self.sessions = replica, []
+
+    def options(self, session_id: str) -> Handle:
+        self.sessions.append(session_id)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *given: Answer(getattr(self.replica, name)(*given)))
+
+
+class Ranker:
+    """Likes high numbers. It may be slow, or broken."""
+
+    def __init__(self) -> None:
+        self.seconds, self.error, self.asked = 0.0, None, 0
+        self.keywords: Any = (["red"], ["mug"])
+
+    async def score(self, history: Any, neighbours: Any, candidates: list[str], position: int) -> list[float]:
+        self.asked += 1
+        await asyncio.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        return [int(item[1:]) / 10 if item[1:].isdigit() else 0.95 for item in candidates]
+
+    async def summarise(self, item: dict[str, Any]) -> tuple[list[str], list[str]]:
+        if isinstance(self.keywords, Exception):
+            raise self.keywords
+        return self.keywords
+
+    async def ready(self) -> bool:
+        return True
+
+
+class Counted:
+    """In place of Ray's metrics."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str | None] = []
+        self.refusals = 0
+
+    def answered(self, seconds: float, scored: int, reason: str | None) -> None:
+        self.reasons.append(reason)
+
+    def refused(self) -> None:
+        self.refusals += 1
+
+    def events(self, accepted: int, repeated: int) -> None: ...
+
+    def item(self, status: str) -> None: ...
+
+
+class Served:
+    """The application, a client, and what stands behind it."""
+
+    def __init__(self, client: httpx.AsyncClient, ranker: Handle, store: Store, metrics: Counted, app: Any):
+        self.client, self.handle, self.store, self.metrics, self.app = client, ranker, store, metrics, app
+        self.ranker: Ranker = ranker.replica
+
+    async def recommend(self, **wish: Any) -> dict[str, Any]:
+        answer = await self.client.post("/v1/recommendations", json=wish)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def ids(self, **wish: Any) -> list[str]:
+        return [item["item_id"] for item in (await self.recommend(**wish))["items"]]
+
+    async def refused(self, status: int, method: str, path: str, **more: Any) -> dict[str, Any]:
+        answer = await self.client.request(method, path, **more)
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert set(error) == {"code", "message", "details"}
+        return error
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a scenario against an application with these settings."""
+
+    @asynccontextmanager
+    async def served(*words: str) -> Any:
+        config = world.config(*words)
+        monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words))
+        url = f"sqlite://{tmp_path}/store.sqlite"
+        ranker, store, metrics = Handle(Ranker()), open_store(url), Counted()
+        summariser = SummariserReplica.__new__(SummariserReplica)
+        await SummariserReplica.__init__(summariser, url, ranker)
+        retriever = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
+        bundle = {"version": "v1"}
+        service = services.Service(config.serve, bundle, store, retriever, ranker, Handle(summariser), metrics)  # type: ignore[arg-type]
+        pictures: Any = SimpleNamespace(thumbnail=lambda item: b"png" if item == "i0" else None)
+        app = create_app(service, pictures, Keys(config.serve))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            yield Served(client, ranker, store, metrics, app)
+        summariser._loop.cancel()
+
+    def run(scenario: Scenario, *words: str) -> None:
+        async def main() -> None:
+            async with served(*words) as each:
+                await scenario(each)
+
+        asyncio.run(main())
+
+    return run
+
+
+def png(size: int = 8) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "red").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_the_rankers_order_is_answered_with_scores_and_reasons(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        answer = await s.recommend(history=["i0", "i1"], k=3)
+        assert [item["item_id"] for item in answer["items"]] == ["i7", "i6", "i5"]
+        assert [item["rank"] for item in answer["items"]] == [1, 2, 3]
+        assert [item["score"] for item in answer["items"]] == [0.7, 0.6, 0.5]
+        assert (answer["bundle"], answer["degraded"], answer["degraded_reason"]) == ("v1", False, None)
+        assert answer["items"][1]["why"] == {"keywords": ["red"], "similar_users": 0, "of": 3, "history": []}
+        assert answer["history"] == ["i0", "i1"]
+        assert s.metrics.reasons == [None]
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(("broken", "reason"), [("slow", "late"), ("dead", "down"), ("full", "busy")])
+def test_without_the_ranker_the_order_of_retrieval_is_answered(
+    serve: Callable[..., None], broken: str, reason: str
+) -> None:
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError
+
+    async def scenario(s: Served) -> None:
+        s.ranker.seconds = 10.0 if broken == "slow" else 0.0
+        s.ranker.error = {"dead": RayActorError(), "full": BackPressureError(1, 1)}.get(broken)
+        began = time.monotonic()
+        answer = await s.recommend(history=["i0", "i1"], k=2)
+        assert time.monotonic() - began < 2
+        assert [item["item_id"] for item in answer["items"]] == ["i3", "i2"]
+        assert (answer["degraded"], answer["degraded_reason"]) == (True, reason)
+        assert s.metrics.reasons == [reason]
+
+    serve(scenario, "serve.deadline_ms=200")
+
+
+def test_a_ranker_that_is_down_is_not_waited_for_again_and_again(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        s.ranker.seconds = 10.0
+        reasons = [(await s.recommend(history=["i0"]))["degraded_reason"] for _ in range(4)]
+        assert reasons == ["late", "late", "down", "down"]
+        assert s.ranker.asked == 2
+        s.ranker.seconds = 0.0
+        await asyncio.sleep(0.35)
+        assert not (await s.recommend(history=["i0"]))["degraded"]
+
+    serve(scenario, "serve.deadline_ms=100", "serve.ranker_pause_ms=300")
+
+
+def test_after_a_pause_one_request_tries() -> None:
+    patience = Patience(10.0)
+    for now in (0.0, 1.0):
+        assert patience.try_it(now)
+        patience.failed(now)
+    assert [patience.try_it(now) for now in (2.0, 11.5, 11.6, 22.0)] == [False, True, False, True]
+    patience.succeeded()
+    assert patience.try_it(22.1)
+
+
+def test_a_users_requests_go_to_one_ranker(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        await s.recommend(user_id="ann")
+        await s.recommend(user_id="ann", k=3)
+        await s.recommend(history=["i0"])
+        assert s.handle.sessions == ["ann", "ann", "i0"]
+
+    serve(scenario)
+
+
+def test_an_event_is_seen_by_the_users_next_request_and_counts_once(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        event = {"event_id": "e", "user_id": "new", "item_id": "i0", "timestamp": 5}
+        shown = {"event_id": "s", "kind": "impression", "user_id": "new", "item_id": "i7", "rank": 1, "bundle": "v1"}
+        for accepted in (2, 0):
+            answer = await s.client.post("/v1/events", json={"events": [event, shown]})
+            assert answer.json() == {"accepted": accepted, "repeated": 2 - accepted}
+        answer = await s.recommend(user_id="new")
+        assert (answer["history"], answer["known_user"]) == (["i0"], False)
+        assert "i0" not in [item["item_id"] for item in answer["items"]]
+        known = (await s.client.get("/v1/users/new")).json()
+        assert [item["item_id"] for item in known["history"]] == ["i0"]
+
+    serve(scenario)
+
+
+def test_a_deleted_user_is_forgotten(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        await s.client.post("/v1/events", json={"events": [{"event_id": "e", "user_id": "ann", "item_id": "i5"}]})
+        assert (await s.recommend(user_id="ann"))["history"] == ["i1", "i2", "i5"]
+        assert (await s.client.delete("/v1/users/ann")).json() == {"user_id": "ann", "events": 1}
+        answer = await s.recommend(user_id="ann")
+        assert (answer["history"], answer["known_user"]) == ([], False)
+        user = (await s.client.get("/v1/users/ann")).json()
+        assert user == {"user_id": "ann", "known_user": False, "history": []}
+        assert (await s.client.get("/v1/users")).json() == {"users": ["ben", "cat", "dan"]}
+
+    serve(scenario)
+
+
+def test_a_new_item_is_recommended_at_once_and_a_deleted_one_never_again(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        made = await s.client.put("/v1/items/shelf/9", json={"title": "Mug", "image": png()})
+        assert made.status_code == 200
+        assert (made.json()["status"], made.json()["keywords"]) == ("ready", ["red", "mug"])
+        assert (await s.ids(history=["i0"], k=1)) == ["shelf/9"]
+        assert (await s.client.get("/v1/items/shelf/9")).json() == made.json()
+        assert (await s.client.delete("/v1/items/shelf/9")).status_code == 204
+        for item in ("i3", "i7"):
+            assert (await s.client.delete(f"/v1/items/{item}")).status_code == 204
+        assert not {"shelf/9", "i3", "i7"} & set(await s.ids(history=["i0"], k=5))
+        answer = await s.recommend(history=["i0"], candidates=["shelf/9", "i3", "i2"])
+        assert [item["item_id"] for item in answer["items"]] == ["i2"]
+        assert answer["unknown"] == ["shelf/9", "i3"]
+        await s.refused(404, "GET", "/v1/items/shelf/9")
+        await s.refused(404, "GET", "/v1/items/i3")
+
+    serve(scenario)
+
+
+def test_what_is_deleted_while_the_ranker_thinks_is_not_answered(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        s.ranker.seconds = 0.3
+        thinking = asyncio.create_task(s.ids(history=["i0", "i1"], k=5))
+        await asyncio.sleep(0.1)
+        await s.client.delete("/v1/items/i7")
+        assert await thinking == ["i6", "i5", "i4", "i3", "i2"][: len(thinking.result())]
+        assert "i7" not in thinking.result()
+
+    serve(scenario)
+
+
+def test_an_item_that_cannot_be_read_says_why(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        s.ranker.keywords = ValueError("the prompt has 9 tokens too many")
+        made = (await s.client.put("/v1/items/x", json={"title": "Mug"})).json()
+        assert (made["status"], made["error"]) == ("failed", "ValueError: the prompt has 9 tokens too many")
+        assert "x" not in await s.ids(history=["i0"])
+
+    serve(scenario)
+
+
+def test_an_item_waits_for_a_ranker_that_is_down_and_is_read_later(serve: Callable[..., None]) -> None:
+    from ray.exceptions import RayActorError
+
+    async def scenario(s: Served) -> None:
+        s.ranker.keywords = RayActorError()
+        made = await s.client.put("/v1/items/x", json={"title": "Mug"})
+        assert (made.status_code, made.json()["status"]) == (202, "waiting")
+        s.ranker.keywords = (["red"], [])
+        for _ in range(100):
+            if (await s.client.get("/v1/items/x")).json()["status"] == "ready":
+                return
+            await asyncio.sleep(0.1)
+        pytest.fail("nobody read it")
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "expected either user_id or history"),
+        ({"user_id": "a", "history": []}, "expected either user_id or history"),
+        ({"user_id": "a", "k": 6}, "expected at most 5 k, got 6"),
+        ({"user_id": "a", "k": 0}, "body.k: Input should be greater than or equal to 1"),
+        ({"history": ["i0"] * 5}, "expected at most 4 items of history, got 5"),
+        ({"history": [], "candidates": ["i0"] * 7}, "expected at most 6 candidates, got 7"),
+        ({"history": [], "candidates": []}, "expected at least one candidate"),
+        ({"user_id": "a" * 21}, "expected at most 20 characters in an id, got 21"),
+        ({"user_id": "a\u0000b"}, "body.user_id: String should match pattern"),
+        ({"user_id": ""}, "body.user_id: String should have at least 1 character"),
+        ({"user_id": 7}, "body.user_id: Input should be a valid string"),
+        ({"user_id": "a", "secret": "s3cret"}, "body.secret: Extra inputs are not permitted"),
+        ({"user_id": "a", "deadline_ms": 0}, "body.deadline_ms: Input should be greater"),
+    ],
+)
+def test_a_wrong_wish_is_told_what_is_wrong(serve: Callable[..., None], body: dict[str, Any], said: str) -> None:
+    async def scenario(s: Served) -> None:
+        error = await s.refused(422, "POST", "/v1/recommendations", json=body)
+        assert said in error["message"]
+        assert "s3cret" not in str(error)
+
+    serve(scenario, *LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/items/x", {}, "expected a title, a text or a picture, got neither"),
+        ("/v1/items/x", {"title": " "}, "expected a title, a text or a picture, got neither"),
+        ("/v1/items/x", {"image": "%%%"}, "image: expected an encoded picture in base64"),
+        ("/v1/items/x", {"image": base64.b64encode(b"no picture").decode()}, "image: expected an encoded picture"),
+        ("/v1/items/x", {"image": base64.b64encode(b"0" * 10_001).decode()}, "expected at most 10000 bytes, got 10001"),
+        ("/v1/items/x", {"title": "t" * 1_001}, "expected at most 1000 characters in title, got 1001"),
+        ("/v1/items/x", {"title": "t", "image_uri": "http://10.0.0.1/x"}, "body.image_uri: Extra inputs"),
+        (f"/v1/items/{'x' * 21}", {"title": "t"}, "expected at most 20 characters in an id, got 21"),
+    ],
+)
+def test_a_wrong_item_is_told_what_is_wrong(
+    serve: Callable[..., None], path: str, body: dict[str, Any], said: str
+) -> None:
+    async def scenario(s: Served) -> None:
+        assert said in (await s.refused(422, "PUT", path, json=body))["message"]
+        assert s.store.item("x") is None
+
+    serve(scenario, *LIMITS)
+
+
+def test_a_bad_event_keeps_the_others_out_too(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        good = {"event_id": "e", "user_id": "u", "item_id": "i0"}
+        wrong = ({"kind": "purchase"}, {"timestamp": -1}, {"user_id": "u" * 21}, {"weight": "heavy"})
+        for bad in ({"event_id": "f"}, *(good | each for each in wrong)):
+            await s.refused(422, "POST", "/v1/events", json={"events": [good, bad]})
+        await s.refused(422, "POST", "/v1/events", json={"events": [good] * 4})
+        await s.refused(422, "POST", "/v1/events", json={"events": []})
+        assert s.store.events() == []
+
+    serve(scenario, *LIMITS)
+
+
+def test_a_long_body_is_refused_whether_it_says_so_or_not(serve: Callable[..., None]) -> None:
+    async def pieces() -> Any:
+        for _ in range(100):
+            yield b"x" * 1_000
+
+    async def scenario(s: Served) -> None:
+        for content in (b"x" * 20_001, pieces()):
+            error = await s.refused(413, "POST", "/v1/events", content=content)
+            assert error["code"] == "body_too_large"
+        await s.refused(413, "POST", "/v1/events", content=b"", headers={"Content-Length": "-1"})
+        await s.refused(422, "POST", "/v1/events", content=b"not JSON")
+
+    serve(scenario, *LIMITS)
+
+
+def test_too_many_requests_are_told_to_come_again(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        s.ranker.seconds = 0.3
+        wishes = [s.client.post("/v1/recommendations", json={"history": ["i0"]}) for _ in range(5)]
+        answers = await asyncio.gather(*wishes)
+        busy = [answer for answer in answers if answer.status_code == 429]
+        assert len(busy) == 3
+        assert {answer.headers["Retry-After"] for answer in busy} == {"2"}
+        assert busy[0].json()["error"]["code"] == "busy"
+        assert s.metrics.refusals == 3
+        await s.recommend(history=["i0"])
+
+    serve(scenario, "serve.max_in_flight=2", "serve.retry_after_s=2")
+
+
+def test_writers_and_readers_need_their_keys(serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WRITERS", "w1, w2")
+    monkeypatch.setenv("READERS", "r1")
+
+    async def scenario(s: Served) -> None:
+        wish, event = {"history": ["i0"]}, {"events": [{"event_id": "e", "user_id": "u", "item_id": "i0"}]}
+        for path, body, keys in (("/v1/recommendations", wish, "r1 w1 w2"), ("/v1/events", event, "w1 w2")):
+            for key in ("", "r1", "w1", "w2", "w1, w2", "x"):
+                answer = await s.client.post(path, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+                assert answer.status_code == (200 if key in keys.split() else 401), (path, key)
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert answer.json()["error"]["code"] == "no_key"
+        for method, path in (("DELETE", "/v1/items/i0"), ("DELETE", "/v1/users/ann"), ("PUT", "/v1/items/i0")):
+            await s.refused(401, method, path, json={"title": "t"} if method == "PUT" else None)
+        assert (await s.client.get("/healthz")).status_code == 200
+
+    serve(scenario, "serve.write_keys_env=WRITERS", "serve.read_keys_env=READERS")
+
+
+def test_a_lock_without_a_key_stays_shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WRITERS", " , ")
+    with pytest.raises(ConfigError, match=r"serve\.write_keys_env: expected API keys in .* WRITERS, got none"):
+        Keys(world.config("serve.write_keys_env=WRITERS").serve)
+
+
+def test_an_ingress_takes_more_than_it_works_on() -> None:
+    with pytest.raises(ConfigError, match=r"serve\.ingress\.max_ongoing_requests: must be above"):
+        load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=128"])
+
+
+def test_health_readiness_models_and_descriptions(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        assert (await s.client.get("/healthz")).json() == {"status": "ok"}
+        ready = (await s.client.get("/readyz")).json()
+        assert ready == {"ready": True, "parts": {"store": True, "retriever": True, "ranker": True}}
+        models = (await s.client.get("/v1/models")).json()
+        assert (models["bundle"], models["limits"]["k"]) == ({"version": "v1"}, 100)
+        described = (await s.client.get("/openapi.json")).json()
+        assert described["paths"]["/v1/recommendations"]["post"]["responses"].keys() >= {"200", "422", "429", "503"}
+        assert described["components"]["schemas"]["RecommendationRequest"]["examples"]
+        await s.refused(404, "GET", "/v1/nothing")
+        await s.refused(405, "POST", "/healthz")
+
+    serve(scenario)
+
+
+def test_the_page_runs_nothing_but_its_own(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        page = await s.client.get("/")
+        assert "text/html" in page.headers["Content-Type"]
+        assert page.headers["Content-Security-Policy"].startswith("default-src 'self';")
+        for file in ("page.js", "page.css"):
+            assert file in page.text
+            assert (await s.client.get(f"/{file}")).status_code == 200
+        script = (await s.client.get("/page.js")).text
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert word not in script
+        picture = await s.client.get("/v1/items/i0/picture")
+        assert (picture.headers["Content-Type"], picture.headers["X-Content-Type-Options"]) == ("image/png", "nosniff")
+        await s.refused(404, "GET", "/v1/items/i1/picture")
+        for path in ("/../app.py", "/%2e%2e/app.py", "/..%2fapp.py"):
+            assert (await s.client.get(path)).status_code == 404
+
+    serve(scenario)
+
+
+def test_items_are_listed_and_found(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        page = (await s.client.get("/v1/items", params={"q": "red", "limit": 2})).json()
+        assert ([item["item_id"] for item in page["items"]], page["total"]) == (["i0", "i1"], 3)
+        item = (await s.client.get("/v1/items/i0")).json()
+        assert item == {
+            "item_id": "i0",
+            "title": "title i0",
+            "text": "text i0",
+            "keywords": ["red", "mug"],
+            "status": "ready",
+            "error": None,
+        }
+        await s.refused(422, "GET", "/v1/items?limit=0")
+
+    serve(scenario)
