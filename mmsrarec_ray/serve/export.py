@@ -1,6 +1,6 @@
 """Events of the online store as JSON lines, for the next training:
 
-    python -m mmsrarec_ray.serve.export sqlite:///data/runs/shop/online/store.sqlite /data/events.jsonl
+python -m mmsrarec_ray.serve.export sqlite:///data/runs/shop/online/store.sqlite /data/events.jsonl
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def write(store: Store, out: Path, after: int = 0) -> tuple[int, int]:
 
     Returns how many there were, and the place of the last.
     """
-    part, count, place = out.with_name(out.name + ".part"), 0, after
+    part, count, last = out.with_name(out.name + ".part"), 0, after
     with part.open("w", encoding="utf-8") as stream:
         for place, row in export(store, after):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
+            count, last = count + 1, place
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(out)
-    return count, place
+    return count, last
 
 
 def main(arguments: list[str] | None = None) -> int:

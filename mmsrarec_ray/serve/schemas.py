@@ -41,6 +41,8 @@ class RecommendationRequest(_Body):
     """Rank these alone; by default what retrieval finds, without what the user has."""
     exclude: list[Id] = []
     """Items that must not be found."""
+    ranked: bool = True
+    """false: the order of retrieval, without the ranker."""
     deadline_ms: Annotated[int, Field(ge=1)] | None = None
     """Answer by then; never later than the service's own deadline."""
 
@@ -73,7 +75,7 @@ class Recommended(_Body):
     rank: int
     """1 is the best."""
     score: float
-    """By the ranker: p(yes), between 0 and 1. In a degraded answer by retrieval: to be compared within it alone."""
+    """By the ranker: p(yes), between 0 and 1. Where it did not rank, by retrieval: to be compared within the answer."""
     source: Literal["similar_users", "cooccurrence", "keywords", "popularity"]
     """What speaks most for the item among those who find candidates."""
     why: WhyOut
@@ -84,8 +86,10 @@ class Recommendations(_Body):
     """To be named in events that follow from this answer."""
     bundle: str
     """Version of keywords, index and adapter."""
+    ranked: bool
+    """By the ranker; else this is the order of retrieval."""
     degraded: bool
-    """The ranker was late or down: this is the order of retrieval."""
+    """The ranker was asked for, and was late or down."""
     degraded_reason: Literal["late", "down", "busy"] | None
     known_user: bool
     """Whether the bundle's log has the user."""

@@ -81,13 +81,16 @@ class Service:
         count = max(request.k, self.settings.candidates)
         wish = Wish(request.user_id, later, request.candidates, count, request.exclude)
         found: Found = await self._asked(self._retriever.find, wish, position, until=deadline)
-        scores, reason = await self._scores(found, self._session(request), position, deadline)
+        scores, reason = None, None
+        if request.ranked and found.candidates:
+            scores, reason = await self._scores(found, self._session(request), position, deadline)
         items = await self._best(found.candidates, scores, request.k)
         took = time.monotonic() - began
         self.metrics.answered(took, len(found.candidates) if scores else 0, reason)
         return Recommendations(
             request_id=uuid.uuid4().hex,
             bundle=self.bundle["version"],
+            ranked=scores is not None,
             degraded=reason is not None,
             degraded_reason=reason,
             known_user=found.known_user,
@@ -129,8 +132,6 @@ class Service:
         """The ranker's scores of all candidates, or why there are none."""
         from ray.serve.exceptions import BackPressureError
 
-        if not found.candidates:
-            return None, None
         ids = [each.item_id for each in found.candidates]
         left = deadline - time.monotonic()
         if left <= _LEAST_SECONDS:

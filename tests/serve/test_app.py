@@ -27,7 +27,7 @@ from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.serve.store import Store, open_store
 from tests.serve import world
 
-SMALL = ("serve.limits.history=4", "serve.limits.k=5", "serve.limits.candidates=6", "serve.limits.events=3")
+SMALL = ("serve.limits.history=4", "serve.limits.k=12", "serve.limits.candidates=6", "serve.limits.events=3")
 LIMITS = (*SMALL, "serve.limits.id_chars=20", "serve.limits.body_bytes=20000", "serve.limits.picture_bytes=10000")
 Scenario = Callable[["Served"], Awaitable[None]]
 
@@ -207,6 +207,15 @@ def test_a_ranker_that_is_down_is_not_waited_for_again_and_again(serve: Callable
     serve(scenario, "serve.deadline_ms=100", "serve.ranker_pause_ms=300")
 
 
+def test_whoever_wants_no_ranker_gets_retrieval_at_once(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        answer = await s.recommend(history=["i0", "i1"], k=2, ranked=False)
+        assert [item["item_id"] for item in answer["items"]] == ["i3", "i2"]
+        assert (answer["ranked"], answer["degraded"], s.ranker.asked) == (False, False, 0)
+
+    serve(scenario)
+
+
 def test_after_a_pause_one_request_tries() -> None:
     patience = Patience(10.0)
     for now in (0.0, 1.0):
@@ -321,7 +330,7 @@ def test_an_item_waits_for_a_ranker_that_is_down_and_is_read_later(serve: Callab
     [
         ({}, "expected either user_id or history"),
         ({"user_id": "a", "history": []}, "expected either user_id or history"),
-        ({"user_id": "a", "k": 6}, "expected at most 5 k, got 6"),
+        ({"user_id": "a", "k": 13}, "expected at most 12 k, got 13"),
         ({"user_id": "a", "k": 0}, "body.k: Input should be greater than or equal to 1"),
         ({"history": ["i0"] * 5}, "expected at most 4 items of history, got 5"),
         ({"history": [], "candidates": ["i0"] * 7}, "expected at most 6 candidates, got 7"),

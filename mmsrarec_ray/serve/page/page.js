@@ -63,9 +63,9 @@ function reasons(item) {
   return el("ul", { class: "why" }, ...lines.map((line) => el("li", {}, line)));
 }
 
-function recommended(item, degraded) {
+function recommended(item, ranked) {
   const score = el("div", { class: "score" });
-  if (!degraded) score.append(el("meter", { min: 0, max: 1, value: item.score, "aria-label": "Score" }), item.score.toFixed(3));
+  if (ranked) score.append(el("meter", { min: 0, max: 1, value: item.score, "aria-label": "Score" }), item.score.toFixed(3));
   const body = el("div", {}, el("h3", {}, `${item.rank}. ${name(item)}`), score, words(item, new Set(item.why.keywords)), reasons(item));
   const choose = el("button", { type: "button", onclick: () => choosing(item), "aria-label": `Choose ${name(item)}` }, "Choose it");
   return el("li", {}, picture(item.item_id, name(item)), body, choose);
@@ -83,7 +83,7 @@ async function refresh() {
     if (state.mode === "user" && !state.user) return say("Pick a user.");
     const answer = await call("POST", "/v1/recommendations", wish());
     if (turn !== state.turn) return;  // a newer wish is on its way
-    at("recommended").replaceChildren(...answer.items.map((item) => recommended(item, answer.degraded)));
+    at("recommended").replaceChildren(...answer.items.map((item) => recommended(item, answer.ranked)));
     const how = answer.degraded ? `in the order of retrieval: the ranker is ${answer.degraded_reason}` : "ranked by the model";
     say(`${answer.items.length} items in ${Math.round(answer.took_ms)} ms, ${how}.`, answer.degraded);
     at("live").textContent = `Bundle ${answer.bundle}`;
