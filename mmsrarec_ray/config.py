@@ -512,7 +512,9 @@ class Replicas(Settings):
     """One deployment of the serving graph: how it scales and how much may wait for it."""
 
     min_replicas: PositiveInt = 1
+    """Replicas there are in any case."""
     max_replicas: PositiveInt = 1
+    """Replicas there are at most, under load."""
     target_ongoing_requests: PositiveFloat = 8
     """Requests in a replica at a time that autoscaling aims at."""
     max_ongoing_requests: PositiveInt = 64
@@ -550,10 +552,13 @@ class Limits(Settings):
     events: PositiveInt = 1_000
     """Events in a request."""
     title_chars: PositiveInt = 1_000
+    """Characters of a title that is put."""
     text_chars: PositiveInt = 20_000
+    """Characters of a text that is put."""
     picture_bytes: PositiveInt = 5_000_000
-    """An encoded picture that is put."""
+    """Bytes of an encoded picture that is put."""
     picture_pixels: PositiveInt = 20_000_000
+    """Its pixels, read from the header before it is decoded."""
 
 
 class Serve(Settings):
@@ -584,8 +589,9 @@ class Serve(Settings):
     limits: Limits = Limits()
     ingress: Deployment = Deployment(max_ongoing_requests=128)
     retriever: Deployment = Deployment(cpus=0.3)
-    ranker: Replicas = Replicas()
-    """It asks for what `engine` says."""
+    ranker: Replicas = Replicas(target_ongoing_requests=4, max_ongoing_requests=8, max_queued_requests=32)
+    """It asks for what `engine` says. With more requests at a time all would be late; one that waits is taken back at
+    its deadline and costs the engine nothing."""
     summariser: Deployment = Deployment(cpus=0.1)
 
 

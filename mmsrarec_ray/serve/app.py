@@ -14,13 +14,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.middleware.base import RequestResponseEndpoint
 
 from mmsrarec_ray import __version__
 from mmsrarec_ray.serve import schemas
-from mmsrarec_ray.serve.limits import BodyLimit, Keys, Refused, check_events, check_id, check_recommendation, picture_of
+from mmsrarec_ray.serve.keys import Keys
+from mmsrarec_ray.serve.limits import check_events, check_id, check_recommendation, picture_of
 from mmsrarec_ray.serve.metrics import gathered
+from mmsrarec_ray.serve.middleware import BodyLimit, Headers
 from mmsrarec_ray.serve.pictures import Pictures
+from mmsrarec_ray.serve.refusal import Refused
 from mmsrarec_ray.serve.service import Service, not_found, stored_item
 
 PAGE = Path(__file__).parent / "page"
@@ -60,7 +62,7 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
     app.include_router(_operating(service))
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     _handle_errors(app)
-    app.middleware("http")(_with_headers)
+    app.add_middleware(Headers, more=_HEADERS)
     app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes)
     return app
 
@@ -181,6 +183,10 @@ def _handle_errors(app: FastAPI) -> None:
         where = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in details)
         return _error(422, "invalid", where, details)
 
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        return _error(500, "internal", "the service made a mistake; its log has the details.")
+
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "http_error")
@@ -190,9 +196,3 @@ def _handle_errors(app: FastAPI) -> None:
 def _error(status: int, code: str, message: str, details: Sequence[Any] = (), headers: Any = None) -> JSONResponse:
     body = schemas.ErrorOut(error=schemas.Problem(code=code, message=message, details=list(details)))
     return JSONResponse(body.model_dump(), status, headers)
-
-
-async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    response = await call_next(request)
-    response.headers.update(_HEADERS)
-    return response

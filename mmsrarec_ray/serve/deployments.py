@@ -29,6 +29,7 @@ class RetrieverReplica:
         self._finder = Finder.load(bundle)
         self._looker = Looker(self._finder)
         self._feed = Feed(open_store(store), self._finder.item_changed, self._finder.user_deleted)
+        self._feed.begin()
 
     async def find(self, wish: Wish, position: int) -> Found:
         """position: of the store's last change that the answer must know of; as below."""
@@ -60,15 +61,22 @@ class RankerReplica:
 
     async def __init__(self, bundle: Bundle, store: str):  # type: ignore[misc]  # Ray Serve awaits it
         dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
+        self._version = bundle.version
         self._catalogue = LiveCatalogue(Catalogue.read(dataset, keywords, bundle.config.rank.candidate))
         self._feed = Feed(open_store(store), self._learn, lambda user_id: None)
+        self._feed.begin()
         self._engine = Engine(bundle, self._catalogue)
         await self._engine.score([], [], [0])  # the first question compiles what the later ones use
 
     async def score(
-        self, history: Sequence[str], neighbours: Sequence[str], candidates: Sequence[str], position: int
-    ) -> list[float]:
-        """p(yes) of each candidate. All hold item ids that the retriever knew at that position."""
+        self, bundle: str, history: Sequence[str], neighbours: Sequence[str], candidates: Sequence[str], position: int
+    ) -> list[float] | None:
+        """p(yes) of each candidate. All hold item ids that the retriever knew at that position.
+
+        bundle: the retriever's; None where it is not this one's, while one takes the place of another.
+        """
+        if bundle != self._version:
+            return None
         await self._feed.catch_up(position)
         numbers = [[self._number(item) for item in items] for items in (history, neighbours, candidates)]
         return await self._engine.score(*numbers)

@@ -23,12 +23,20 @@ class Feed:
             return
         async with self._lock:
             while self._position < position and (news := await asyncio.to_thread(self._read)):
-                for place, kind, item in news:  # applied in the loop's own thread: nobody sees a half-made change
-                    if isinstance(item, Item):
-                        self._on_item(item)
-                    elif kind == "user":
-                        self._on_user(item)
-                    self._position = place
+                self._apply(news)  # in the loop's own thread: nobody sees a half-made change
+
+    def begin(self) -> None:
+        """All there is by now, before the first request."""
+        while news := self._read():
+            self._apply(news)
+
+    def _apply(self, news: list[tuple[int, str, Item | str]]) -> None:
+        for place, kind, item in news:
+            if isinstance(item, Item):
+                self._on_item(item)
+            elif kind == "user":
+                self._on_user(item)
+            self._position = place
 
     def _read(self) -> list[tuple[int, str, Item | str]]:
         changes = self._store.changes(self._position)

@@ -59,13 +59,15 @@ class Candidate:
 @dataclass(frozen=True)
 class Found:
     """history, neighbours: item ids as the ranker reads them, the newest last and the most similar first; candidates:
-    in the order of retrieval; unknown: ids asked for that nobody knows; known_user: whether the bundle has the user."""
+    in the order of retrieval; unknown: ids asked for that nobody knows; known_user: whether the bundle has the user;
+    bundle: its version."""
 
     history: list[str]
     neighbours: list[str]
     candidates: list[Candidate]
     unknown: list[str]
     known_user: bool
+    bundle: str
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ class _Case:
 class Finder:
     """A bundle's retrieval, and what has changed since. One thread at a time."""
 
-    def __init__(self, config: Config, log: Log, retriever: Retriever, catalogue: Catalogue):
-        """catalogue: with titles."""
-        self.config = config
+    def __init__(self, config: Config, version: str, log: Log, retriever: Retriever, catalogue: Catalogue):
+        """version: of the bundle; catalogue: with titles."""
+        self.config, self.version = config, version
         self.catalogue = LiveCatalogue(catalogue)
         self.moments = VisibleMoments(retriever.index)
         self.retriever = replace(retriever, index=self.moments)
@@ -106,7 +108,8 @@ class Finder:
         """Read the bundle's parts."""
         dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
         retriever = Retriever.load(bundle.folder("retriever"))
-        return cls(bundle.config, read_log(dataset), retriever, Catalogue.read(dataset, keywords, "text"))
+        catalogue = Catalogue.read(dataset, keywords, "text")
+        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue)
 
     def item_changed(self, item: Item) -> None:
         """Learn what the store says of an item."""
@@ -138,6 +141,7 @@ class Finder:
             candidates=[self._candidate(case, number, number in fresh, evidence) for number in numbers],
             unknown=unknown,
             known_user=user is not None,
+            bundle=self.version,
         )
 
     def history(self, user_id: str | None, later: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from mmsrarec_ray import config as settings
@@ -18,7 +18,7 @@ from mmsrarec_ray.models.load import engine_environment
 from mmsrarec_ray.serve.app import create_app
 from mmsrarec_ray.serve.bundle import Bundle
 from mmsrarec_ray.serve.deployments import RankerReplica, RetrieverReplica, SummariserReplica
-from mmsrarec_ray.serve.limits import Keys
+from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.service import Service
@@ -41,8 +41,7 @@ class Ingress:
     ):
         config = bundle.config
         self._store = open_store(store)
-        metrics = Metrics(bundle.version)
-        service = Service(config.serve, bundle.summary(), self._store, retriever, ranker, summariser, metrics)
+        service = Service(config.serve, bundle.summary(), self._store, retriever, ranker, summariser, Metrics())
         pictures = Pictures(config, bundle.folder("dataset"), self._store)
         self._app = create_app(service, pictures, Keys(config.serve))
 
@@ -78,7 +77,8 @@ def _bound(bundle: Bundle, store: str) -> serve.Application:
     sticky = RequestRouterConfig(request_router_class=_STICKY)
     ranker = _deployed(RankerReplica, "Ranker", config.ranker, _engine(bundle.config), request_router_config=sticky)
     summariser = _deployed(SummariserReplica, "Summariser", config.summariser, _light(config.summariser))
-    ingress = _deployed(Ingress, "Ingress", config.ingress, _light(config.ingress))
+    busy = BackpressureConfig(status_code=429, retry_after_s=config.retry_after_s)
+    ingress = _deployed(Ingress, "Ingress", config.ingress, _light(config.ingress), backpressure_config=busy)
     ranking = ranker.bind(bundle, store)
     return ingress.bind(bundle, store, retriever.bind(bundle, store), ranking, summariser.bind(store, ranking))
 
@@ -102,6 +102,7 @@ def _scaled(scaling: settings.Replicas) -> dict[str, Any]:
         "autoscaling_config": autoscaling,
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,
+        "max_surge_percent": 100,  # a new bundle's replicas answer before the old one's go
         "health_check_period_s": scaling.health_check_period_s,
     }
 

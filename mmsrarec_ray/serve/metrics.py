@@ -16,8 +16,7 @@ _PATIENCE_SECONDS = 3.0
 class Metrics:
     """Of an ingress replica."""
 
-    def __init__(self, bundle: str):
-        """bundle: its version, a label of what depends on it."""
+    def __init__(self) -> None:
         both: Any = ("bundle", "degraded")  # Ray's hint names one label and means any number
         self._answers = metrics.Counter("mmsrarec_recommendations", "Answers by whether the ranker gave them.", both)
         self._seconds = metrics.Histogram(
@@ -27,14 +26,12 @@ class Metrics:
         self._refused = metrics.Counter("mmsrarec_refused", "Requests told to come again.")
         self._events = metrics.Counter("mmsrarec_events", "Events by whether they were new.", ("outcome",))
         self._items = metrics.Counter("mmsrarec_items_put", "Items put, by what became of them.", ("status",))
-        for each in (self._answers, self._seconds, self._scored):
-            each.set_default_tags({"bundle": bundle})
 
-    def answered(self, seconds: float, scored: int, degraded: str | None) -> None:
-        """degraded: why, None where it is not."""
-        self._answers.inc(1, {"degraded": degraded or "no"})
-        self._seconds.observe(seconds)
-        _add(self._scored, scored)
+    def answered(self, bundle: str, seconds: float, scored: int, degraded: str | None) -> None:
+        """bundle: the version that answered; degraded: why, None where it is not."""
+        self._answers.inc(1, {"bundle": bundle, "degraded": degraded or "no"})
+        self._seconds.observe(seconds, {"bundle": bundle})
+        _add(self._scored, scored, {"bundle": bundle})
 
     def refused(self) -> None:
         self._refused.inc(1)

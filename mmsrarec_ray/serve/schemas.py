@@ -90,7 +90,7 @@ class Recommendations(_Body):
     """By the ranker; else this is the order of retrieval."""
     degraded: bool
     """The ranker was asked for, and was late or down."""
-    degraded_reason: Literal["late", "down", "busy"] | None
+    degraded_reason: Literal["late", "down", "busy", "changing"] | None
     known_user: bool
     """Whether the bundle's log has the user."""
     history: list[str]

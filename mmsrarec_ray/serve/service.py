@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from mmsrarec_ray.config import Serve
 from mmsrarec_ray.serve.finder import Candidate, Found, Wish
-from mmsrarec_ray.serve.limits import Refused
 from mmsrarec_ray.serve.look import ItemView
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.patience import Patience
+from mmsrarec_ray.serve.refusal import Refused
 from mmsrarec_ray.serve.schemas import (
     CompanionOut,
     EventIn,
@@ -32,7 +32,7 @@ from mmsrarec_ray.serve.schemas import (
 )
 from mmsrarec_ray.serve.store import Event, Item, Store
 
-Reason = Literal["late", "down", "busy"]
+Reason = Literal["late", "down", "busy", "changing"]
 _LEAST_SECONDS = 0.001
 _PATIENCE_SECONDS = 10.0  # for what has no deadline of its own
 
@@ -86,10 +86,10 @@ class Service:
             scores, reason = await self._scores(found, self._session(request), position, deadline)
         items = await self._best(found.candidates, scores, request.k)
         took = time.monotonic() - began
-        self.metrics.answered(took, len(found.candidates) if scores else 0, reason)
+        self.metrics.answered(found.bundle, took, len(found.candidates) if scores else 0, reason)
         return Recommendations(
             request_id=uuid.uuid4().hex,
-            bundle=self.bundle["version"],
+            bundle=found.bundle,
             ranked=scores is not None,
             degraded=reason is not None,
             degraded_reason=reason,
@@ -141,7 +141,8 @@ class Service:
         # One user's requests go to one replica: its engine has read the user's part already.
         ranker = self._ranker.options(session_id=session)
         try:
-            scores = await _within(ranker.score.remote(found.history, found.neighbours, ids, position), left)
+            asked = ranker.score.remote(found.bundle, found.history, found.neighbours, ids, position)
+            scores = await _within(asked, left)
         except BackPressureError:
             return None, "busy"
         except TimeoutError:
@@ -155,7 +156,7 @@ class Service:
             self._patience.failed(time.monotonic())
             return None, "down"
         self._patience.succeeded()
-        return scores, None
+        return scores, None if scores is not None else "changing"
 
     @staticmethod
     def _session(request: RecommendationRequest) -> str:

@@ -22,7 +22,7 @@ from mmsrarec_ray.serve import service as services
 from mmsrarec_ray.serve.app import create_app
 from mmsrarec_ray.serve.deployments import RetrieverReplica, SummariserReplica
 from mmsrarec_ray.serve.finder import Finder
-from mmsrarec_ray.serve.limits import Keys
+from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.serve.store import Store, open_store
 from tests.serve import world
@@ -63,11 +63,13 @@ class Ranker:
     """Likes high numbers. It may be slow, or broken."""
 
     def __init__(self) -> None:
-        self.seconds, self.error, self.asked = 0.0, None, 0
+        self.seconds, self.error, self.asked, self.version = 0.0, None, 0, "v1"
         self.keywords: Any = (["red"], ["mug"])
 
-    async def score(self, history: Any, neighbours: Any, candidates: list[str], position: int) -> list[float]:
+    async def score(self, bundle: str, history: Any, neighbours: Any, candidates: list[str], position: int) -> Any:
         self.asked += 1
+        if bundle != self.version:
+            return None
         await asyncio.sleep(self.seconds)
         if self.error:
             raise self.error
@@ -89,7 +91,7 @@ class Counted:
         self.reasons: list[str | None] = []
         self.refusals = 0
 
-    def answered(self, seconds: float, scored: int, reason: str | None) -> None:
+    def answered(self, bundle: str, seconds: float, scored: int, reason: str | None) -> None:
         self.reasons.append(reason)
 
     def refused(self) -> None:
@@ -201,10 +203,10 @@ def test_a_ranker_that_is_down_is_not_waited_for_again_and_again(serve: Callable
         assert reasons == ["late", "late", "down", "down"]
         assert s.ranker.asked == 2
         s.ranker.seconds = 0.0
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(2.1)
         assert not (await s.recommend(history=["i0"]))["degraded"]
 
-    serve(scenario, "serve.deadline_ms=100", "serve.ranker_pause_ms=300")
+    serve(scenario, "serve.deadline_ms=100", "serve.ranker_pause_ms=2000")
 
 
 def test_whoever_wants_no_ranker_gets_retrieval_at_once(serve: Callable[..., None]) -> None:
@@ -212,6 +214,16 @@ def test_whoever_wants_no_ranker_gets_retrieval_at_once(serve: Callable[..., Non
         answer = await s.recommend(history=["i0", "i1"], k=2, ranked=False)
         assert [item["item_id"] for item in answer["items"]] == ["i3", "i2"]
         assert (answer["ranked"], answer["degraded"], s.ranker.asked) == (False, False, 0)
+
+    serve(scenario)
+
+
+def test_a_ranker_of_another_bundle_is_not_mixed_in(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        s.ranker.version = "v2"
+        answer = await s.recommend(history=["i0", "i1"], k=2)
+        assert (answer["bundle"], answer["degraded_reason"]) == ("v1", "changing")
+        assert [item["item_id"] for item in answer["items"]] == ["i3", "i2"]
 
     serve(scenario)
 

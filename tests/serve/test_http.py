@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import safetensors.numpy
 
 from mmsrarec_ray.data.log import Log, read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
+from mmsrarec_ray.rank.tune import ADAPTER
 from mmsrarec_ray.serve.store import open_store
 from mmsrarec_ray.store import Run
-from tests.serve.conftest import Service
+from serve_apps.recommend import build
+from tests.serve.browser import CHROMIUM, Page, browser
+from tests.serve.conftest import SERVED, Service
 
 
 def recommend(service: Service, **wish: Any) -> dict[str, Any]:
@@ -160,6 +166,64 @@ def test_a_deleted_user_is_nobody(service: Service) -> None:
     assert (answer["known_user"], answer["history"]) == (False, [])
 
 
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+
+
+@pytest.fixture(scope="module")
+def page(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
+@needs_browser
+def test_the_page_shows_a_user_with_reasons(service: Service, page: Page) -> None:
+    page.go(f"{service.client.base_url}/?user=u006")
+    page.until("document.querySelectorAll('#recommended > li').length == 10")
+    assert "ranked by the model" in page.value("document.getElementById('status').textContent")
+    shown = page.value("[...document.querySelectorAll('#recommended h3')].map(each => each.textContent)")
+    expected = recommend(service, user_id="u006", k=10)["items"]
+    assert shown == [f"{item['rank']}. {item['title'] or item['item_id']}" for item in expected]
+    assert page.value("document.querySelectorAll('#recommended .why li').length") >= 10
+    page.until("document.querySelector('#recommended img')?.naturalWidth > 0")
+    for element in ("input", "textarea"):
+        unnamed = f"[...document.querySelectorAll('{element}')].filter(each => !each.labels.length).length"
+        assert page.value(unnamed) == 0
+    assert page.value("[...document.images].filter(each => !each.hasAttribute('alt')).length") == 0
+    assert page.complaints == []
+
+
+@needs_browser
+def test_a_history_is_clicked_together(service: Service, page: Page) -> None:
+    page.go(f"{service.client.base_url}/")
+    page.until("document.querySelectorAll('#catalogue .tile').length >= 20")
+    page.value("document.querySelector('input[value=own]').click()")
+    for count in (1, 2):
+        page.value(f"document.querySelectorAll('#catalogue .tile')[{count}].click()")
+        page.until(f"document.querySelectorAll('#history .tile').length == {count}")
+    page.until("document.querySelectorAll('#recommended > li').length == 10")
+    page.value("document.querySelector('#history .tile').click()")
+    page.until("document.querySelectorAll('#history .tile').length == 1")
+
+
+@needs_browser
+def test_a_picture_is_dropped_and_the_item_appears(service: Service, page: Page, tmp_path: Path) -> None:
+    drawn = item_row(shop_of(3, 1200), 800)
+    (tmp_path / "picture.png").write_bytes(drawn["image"])
+    page.go(f"{service.client.base_url}/?user=u006")
+    page.until("document.querySelectorAll('#catalogue .tile').length >= 20")
+    page.choose_file("#picture", tmp_path / "picture.png")
+    page.until("!document.getElementById('preview').hidden")
+    page.value("document.getElementById('title').value = '<img src=x onerror=window.hacked=1>'")
+    page.value("document.querySelector('#add button').click()")
+    page.until("document.getElementById('added').textContent.startsWith('ready: ')")
+    page.until("document.querySelector('#catalogue .tile').textContent == '<img src=x onerror=window.hacked=1>'")
+    assert page.value("window.hacked") is None
+    assert page.complaints == []
+    page.value("document.querySelector('#added button').click()")
+    page.until("document.getElementById('added').textContent == 'Deleted.'")
+    page.until("!document.querySelector('#catalogue .tile').textContent.startsWith('<img')")
+
+
 @contextmanager
 def stopped(name: str) -> Iterator[None]:
     """A replica that does not answer: it is stopped, not ended."""
@@ -239,3 +303,57 @@ def test_a_killed_retriever_comes_back(service: Service) -> None:
     until(answered)
     assert statuses <= {200, 503}
     assert recommend(service, user_id="u002")["known_user"] is False  # the deletion was told to the new one too
+
+
+def another_bundle(run: Run) -> str:
+    """The same parts with an adapter of other weights, as a pipeline of the run; returns its fingerprint."""
+    made = run.published("recommender")[0]
+    other = run.artefact("recommender", "0" * 20)
+    for name in made.folder.files():
+        other.folder.write_bytes(name, made.folder.read_bytes(name))
+    weights = f"{ADAPTER}/adapter_model.safetensors"
+    halved = {name: array / 2 for name, array in safetensors.numpy.load(made.folder.read_bytes(weights)).items()}
+    other.folder.write_bytes(weights, safetensors.numpy.save(halved))
+    files = made.manifest.files | {weights: other.folder.checksum(weights)}
+    other.publish(made.manifest.model_copy(update={"fingerprint": other.fingerprint, "files": files}))
+    before = run.published("pipeline")[0]
+    summary = json.loads(before.folder.read_bytes("summary.json"))
+    summary["tune_recommender"]["artefact"] = other.folder.path
+    after = run.artefact("pipeline", "1" * 20)
+    after.folder.write_bytes("summary.json", json.dumps(summary).encode())
+    after.publish(before.manifest.model_copy(update={"fingerprint": after.fingerprint}))
+    return after.fingerprint
+
+
+def test_another_bundle_goes_live_without_a_failed_request(service: Service, run: Run) -> None:
+    from ray import serve
+
+    before = recommend(service, user_id="u007", k=4)
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
+            while not stop.is_set():
+                answers.append(client.post("/v1/recommendations", json={"user_id": "u007", "k": 4}))
+                time.sleep(0.2)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    arguments = {"run": run.folder.path, "pipeline": another_bundle(run), **SERVED}
+    serve.run(build(arguments), name="recommend", route_prefix="/")
+    live = service.client.get("/v1/models").json()["bundle"]["version"]
+    until(lambda: len(answers) > 5 and all(_bundle(each) == live for each in answers[-5:]))
+    stop.set()
+    asking.join()
+    assert {answer.status_code for answer in answers} == {200}
+    assert {_bundle(answer) for answer in answers} == {before["bundle"], live}
+    after = recommend(service, user_id="u007", k=4)
+    assert after["ranked"]
+    assert after["items"] != before["items"]
+    of_old = [answer.json() for answer in answers if _bundle(answer) == before["bundle"]]
+    assert all(answer["items"] == before["items"] for answer in of_old if answer["ranked"])
+
+
+def _bundle(answer: httpx.Response) -> str:
+    return answer.json()["bundle"]

@@ -60,4 +60,4 @@ def finder(*words: str) -> Finder:
     index = MomentIndex.build(encoder.encode(moments.queries), table, Retrieve())
     together = Cooccurrence.of(users, len(IDS), 5)
     retriever = Retriever(encoder, index, together, log.items, False)  # type: ignore[arg-type]
-    return Finder(config(*words), log, retriever, catalogue())
+    return Finder(config(*words), "v1", log, retriever, catalogue())

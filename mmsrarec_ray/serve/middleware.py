@@ -1,0 +1,70 @@
+"""What stands around the whole application: headers of every answer, and a limit on every body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class Headers:
+    """ASGI middleware: every answer has these headers."""
+
+    def __init__(self, app: ASGIApp, more: Mapping[str, str]):
+        self.app = app
+        self.more = [(name.lower().encode(), value.encode()) for name, value in more.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self.more]
+            await send(message)
+
+        await self.app(scope, receive, with_more)
+
+
+class BodyLimit:
+    """ASGI middleware: a body that is too long is refused, whether its length was announced or not."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if not announced.isdigit() or int(announced) > self.most:
+            await _refuse(send, self.most)
+            return
+        body, more = bytearray(), True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client has gone
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.most:
+                await _refuse(send, self.most)
+                return
+        await self.app(scope, _once(bytes(body), receive), send)
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """What gives the body, and afterwards whatever else comes."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def give() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return give
+
+
+async def _refuse(send: Send, most: int) -> None:
+    problem: dict[str, Any] = {"code": "body_too_large", "message": f"expected a body of at most {most} bytes."}
+    content = json.dumps({"error": problem | {"details": []}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
