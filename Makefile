@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 DEMO := $(CURDIR)/runs/demo
 RESULTS := $(CURDIR)/runs/results
 
-.PHONY: setup lock demo results test lint bench
+.PHONY: setup lock demo results serve test lint bench
 .DEFAULT_GOAL := demo
 
 setup: .venv/.complete
@@ -25,6 +25,10 @@ demo: setup
 results: setup
 	$(PYTHON) -m mmsrarec_ray.local -- python jobs/pipeline.py --config configs/shop.yaml run=$(RESULTS)
 	@$(PYTHON) scripts/after_demo.py $(RESULTS)
+
+# The demo's recommendations over HTTP and on a page: http://127.0.0.1:8000/
+serve: setup
+	.venv/bin/serve run serve_apps.recommend:build run=$(DEMO)
 
 test: setup
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -35,13 +35,15 @@ Source = Literal["similar_users", "cooccurrence", "keywords", "popularity"]
 @dataclass(frozen=True)
 class Wish:
     """What is asked for. history: item ids, the oldest first: all of an anonymous history, or what a user did since
-    the bundle was made; count: candidates to find where none are given."""
+    the bundle was made; count: candidates to find where none are given; exclude: items that are not found; keywords:
+    only items that have all of these are."""
 
     user_id: str | None
     history: Sequence[str]
     candidates: Sequence[str] | None
     count: int
     exclude: Sequence[str] = ()
+    keywords: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class Finder:
         excluded = [number for item in wish.exclude if (number := self.catalogue.number(item)) is not None]
         allowed = np.ones(len(case.scores), bool)
         allowed[[*self.catalogue.gone, *case.history, *excluded]] = False
+        if wish.keywords:
+            allowed &= self.words.holding(wish.keywords)
         near = np.where(allowed & case.by_words & (case.near > 0), case.near, -np.inf)
         fresh = _best(near, min(self.config.serve.fresh, wish.count))
         allowed[fresh] = False

@@ -61,6 +61,17 @@ class KeywordIndex:
         length = math.sqrt(sum(weight**2 for weight in profile.values()))
         return sums / np.maximum(np.array(self._length) * length, 1e-12)
 
+    def holding(self, words: Iterable[str]) -> np.ndarray:
+        """Which items have all of these keywords: bool (n_items,)."""
+        wanted = set(words)
+        count = np.zeros(len(self._length), np.int64)
+        for word in wanted:
+            if word in self._holders:
+                count[self._holders[word]] += 1
+        for number, own in self._later.items():
+            count[number] = len(wanted.intersection(own))
+        return count == len(wanted)
+
     def _idf(self, word: str) -> float:
         return self._weight.get(word, self._rarest)
 

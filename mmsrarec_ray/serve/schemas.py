@@ -24,7 +24,7 @@ class RecommendationRequest(_Body):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"user_id": "user-000042", "k": 5},
+                {"user_id": "user-000042", "k": 5, "keywords": ["red"]},
                 {"history": ["item-00012", "item-00345"], "k": 5},
                 {"user_id": "user-000042", "candidates": ["item-00001", "item-00002"], "k": 2},
             ]
@@ -41,6 +41,8 @@ class RecommendationRequest(_Body):
     """Rank these alone; by default what retrieval finds, without what the user has."""
     exclude: list[Id] = []
     """Items that must not be found."""
+    keywords: Annotated[list[str], Field(max_length=20)] = []
+    """Find only items that have all of these keywords."""
     ranked: bool = True
     """false: the order of retrieval, without the ranker."""
     deadline_ms: Annotated[int, Field(ge=1)] | None = None

@@ -79,7 +79,7 @@ class Service:
         deadline = began + min(given, self.settings.deadline_ms) / 1000
         later, position = await asyncio.to_thread(self._known, request)
         count = max(request.k, self.settings.candidates)
-        wish = Wish(request.user_id, later, request.candidates, count, request.exclude)
+        wish = Wish(request.user_id, later, request.candidates, count, request.exclude, request.keywords)
         found: Found = await self._asked(self._retriever.find, wish, position, until=deadline)
         scores, reason = None, None
         if request.ranked and found.candidates:

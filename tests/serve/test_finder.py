@@ -48,6 +48,16 @@ def test_the_history_is_never_recommended_nor_what_is_excluded() -> None:
     assert not {"i0", "i1", "i3"} & set(ids(found))
 
 
+def test_only_items_with_the_keywords_that_are_asked_for_are_found() -> None:
+    world = finder()
+    assert set(ids(find(world, "i0", "i1", count=8, keywords=["mug"]))) == {"i2", "i3"}
+    assert ids(find(world, "i0", "i1", count=8, keywords=["mug", "green"])) == ["i3"]
+    assert ids(find(world, "i0", "i1", count=8, keywords=["mug", "nonsense"])) == []
+    world.item_changed(put("fresh", "green", "mug", "red"))
+    world.item_changed(put("i3", "purple", "mug"))
+    assert ids(find(world, "i0", "i1", count=8, keywords=["mug", "green"])) == ["fresh"]
+
+
 def test_a_known_user_has_the_history_of_the_log_and_is_not_its_own_neighbour() -> None:
     world = finder()
     found = world.find(Wish("dan", [], None, 4))

@@ -22,6 +22,8 @@ from mmsrarec_ray.data.log import Log, read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.rank.tune import ADAPTER
+from mmsrarec_ray.serve.client import Client, ServiceError
+from mmsrarec_ray.serve.schemas import EventIn
 from mmsrarec_ray.serve.store import open_store
 from mmsrarec_ray.store import Run
 from serve_apps.recommend import build
@@ -164,6 +166,41 @@ def test_a_deleted_user_is_nobody(service: Service) -> None:
     assert service.client.delete("/v1/users/u002").json()["events"] == 1
     answer = recommend(service, user_id="u002")
     assert (answer["known_user"], answer["history"]) == (False, [])
+
+
+def test_no_history_stands_in_a_log(service: Service) -> None:
+    """Nor in an error: what a user has done is in the store and in answers to whoever asked."""
+    import ray
+
+    marked = [f"marked-item-{number}" for number in range(3)]
+    recommend(service, history=marked)
+    event = {"event_id": "marked-event", "user_id": "marked-user", "item_id": marked[0]}
+    assert service.client.post("/v1/events", json={"events": [event]}).status_code == 200
+    recommend(service, user_id="marked-user", candidates=["item-00001"])
+    assert service.client.post("/v1/recommendations", json={"history": marked, "k": "x"}).status_code == 422
+    assert "marked" not in service.client.post("/v1/events", json={"events": [event | {"kind": "marked"}]}).text
+    time.sleep(2)  # logs are written a little later
+    logs = Path(ray.nodes()[0]["RayletSocketName"]).parents[1] / "logs"
+    files = [file for file in logs.rglob("*") if file.is_file()]
+    assert any("serve" in file.as_posix() for file in files)
+    assert [file for file in files if b"marked-" in file.read_bytes()] == []
+
+
+def test_the_client_speaks_with_the_service(service: Service) -> None:
+    client = Client(str(service.client.base_url))
+    answer = client.recommend(user_id="u008", k=2)
+    first = answer.items[0].item_id
+    event = EventIn(event_id="by-client", user_id="u008", item_id=first, request_id=answer.request_id, rank=1)
+    assert client.tell(event, event).accepted == 1
+    assert client.user("u008").history[0].item_id == first
+    made = client.put_item("by client/1", title="Wool hat", text="For hiking, by Acme.")
+    assert client.item("by client/1") == made
+    assert "by client/1" in [item.item_id for item in client.items("acme", limit=200).items]
+    client.delete_item("by client/1")
+    with pytest.raises(ServiceError, match="404 not_found: there is no item 'by client/1'") as refused:
+        client.item("by client/1")
+    assert (refused.value.status, refused.value.retry_after) == (404, None)
+    assert client.delete_user("u008").events == 1
 
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
