@@ -570,7 +570,7 @@ class Serve(Settings):
     deadline_ms: PositiveInt = 2_000
     """A recommendation is answered by then: with the order of retrieval where the ranker is late."""
     ranker_pause_ms: PositiveInt = 1_000
-    """After two failures in a row the ranker is left alone for so long, and answers come at once from retrieval."""
+    """After five failures in a row the ranker is left alone for so long, and answers come at once from retrieval."""
     candidates: PositiveInt = 20
     """Items of the catalogue that the ranker scores for a request, where it asks for fewer."""
     fresh: Annotated[int, Field(ge=0)] = 4
@@ -589,9 +589,9 @@ class Serve(Settings):
     limits: Limits = Limits()
     ingress: Deployment = Deployment(max_ongoing_requests=128)
     retriever: Deployment = Deployment(cpus=0.3)
-    ranker: Replicas = Replicas(target_ongoing_requests=4, max_ongoing_requests=8, max_queued_requests=32)
-    """It asks for what `engine` says. With more requests at a time all would be late; one that waits is taken back at
-    its deadline and costs the engine nothing."""
+    ranker: Replicas = Replicas(target_ongoing_requests=4, max_ongoing_requests=8, max_queued_requests=8)
+    """It asks for what `engine` says. With more requests at a time, or waiting, all would be late: they are answered
+    from retrieval at once."""
     summariser: Deployment = Deployment(cpus=0.1)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-_FAILURES = 2
+_FAILURES = 5
 
 
 class Patience:
-    """Whether to wait for the ranker. After two failures in a row nobody does for a while, but for one request each
+    """Whether to wait for the ranker. After five failures in a row nobody does for a while, but for one request each
     time the pause is over: so a ranker that is down costs a deadline now and then, not always."""
 
     def __init__(self, pause: float):
