@@ -561,6 +561,15 @@ class Limits(Settings):
     """Its pixels, read from the header before it is decoded."""
 
 
+class Trial(Settings):
+    """A second bundle of the same run, live beside the first for some users (A/B)."""
+
+    pipeline: str | None = None
+    """The fingerprint of its pipeline; null: there is none."""
+    share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the users it answers, chosen by a hash of their ids: the same ones at every request."""
+
+
 class Serve(Settings):
     """The service behind serve_apps/recommend.py."""
 
@@ -586,6 +595,7 @@ class Serve(Settings):
     write. The keys themselves are never stored."""
     read_keys_env: str | None = None
     """The same for readers; null: anybody may read."""
+    trial: Trial = Trial()
     limits: Limits = Limits()
     ingress: Deployment = Deployment(max_ongoing_requests=128)
     retriever: Deployment = Deployment(cpus=0.3)

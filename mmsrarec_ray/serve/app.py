@@ -37,8 +37,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-ItemId = Annotated[str, PathParameter(min_length=1, examples=["item-00012"])]
-UserId = Annotated[str, PathParameter(min_length=1, examples=["user-000042"])]
+ItemId = Annotated[str, PathParameter(min_length=1, pattern=schemas.PRINTED, examples=["item-00012"])]
+UserId = Annotated[str, PathParameter(min_length=1, pattern=schemas.PRINTED, examples=["user-000042"])]
 
 
 def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
@@ -112,7 +112,12 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     async def models() -> schemas.Models:
         settings = service.settings
         return schemas.Models(
-            bundle=service.bundle, limits=limits, deadline_ms=settings.deadline_ms, candidates=settings.candidates
+            bundle=service.main.bundle,
+            trial=service.trial.bundle if service.trial else None,
+            trial_share=settings.trial.share if service.trial else 0.0,
+            limits=limits,
+            deadline_ms=settings.deadline_ms,
+            candidates=settings.candidates,
         )
 
     return routes

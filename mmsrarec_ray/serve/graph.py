@@ -19,6 +19,7 @@ from mmsrarec_ray.serve.app import create_app
 from mmsrarec_ray.serve.bundle import Bundle
 from mmsrarec_ray.serve.deployments import RankerReplica, RetrieverReplica, SummariserReplica
 from mmsrarec_ray.serve.keys import Keys
+from mmsrarec_ray.serve.lanes import Lane
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.service import Service
@@ -34,14 +35,17 @@ class Ingress:
     def __init__(
         self,
         bundle: Bundle,
+        trial: Bundle | None,
         store: str,
-        retriever: DeploymentHandle,
-        ranker: DeploymentHandle,
+        handles: list[DeploymentHandle],
         summariser: DeploymentHandle,
     ):
+        """handles: retriever and ranker of the bundle, then those of the trial."""
         config = bundle.config
         self._store = open_store(store)
-        service = Service(config.serve, bundle.summary(), self._store, retriever, ranker, summariser, Metrics())
+        main = Lane(config.serve, bundle.summary(), *handles[:2])
+        other = Lane(config.serve, trial.summary(), *handles[2:]) if trial else None
+        service = Service(config.serve, main, other, self._store, summariser, Metrics())
         pictures = Pictures(config, bundle.folder("dataset"), self._store)
         self._app = create_app(service, pictures, Keys(config.serve))
 
@@ -64,23 +68,33 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
     if not isinstance(run, str):
         raise ConfigError(f"run: expected the run folder, got {run!r}.")
     bundle = Bundle.of(run, _overrides(words), pipeline)
-    bundle.verify()
+    named = bundle.config.serve.trial.pipeline
+    trial = Bundle.of(run, _overrides(words), named) if named else None
+    for each in (bundle, trial) if trial else (bundle,):
+        each.verify()
     Keys(bundle.config.serve)  # refused here, before anything starts
     store = bundle.config.serve.store or _own_store(bundle)
     check_address(store)
-    return _bound(bundle, store)
+    return _bound(bundle, trial, store)
 
 
-def _bound(bundle: Bundle, store: str) -> serve.Application:
+def _bound(bundle: Bundle, trial: Bundle | None, store: str) -> serve.Application:
     config = bundle.config.serve
-    retriever = _deployed(RetrieverReplica, "Retriever", config.retriever, _light(config.retriever))
-    sticky = RequestRouterConfig(request_router_class=_STICKY)
-    ranker = _deployed(RankerReplica, "Ranker", config.ranker, _engine(bundle.config), request_router_config=sticky)
+    handles = [*_lane(bundle, store, ""), *(_lane(trial, store, "Trial") if trial else [])]
     summariser = _deployed(SummariserReplica, "Summariser", config.summariser, _light(config.summariser))
     busy = BackpressureConfig(status_code=429, retry_after_s=config.retry_after_s)
     ingress = _deployed(Ingress, "Ingress", config.ingress, _light(config.ingress), backpressure_config=busy)
-    ranking = ranker.bind(bundle, store)
-    return ingress.bind(bundle, store, retriever.bind(bundle, store), ranking, summariser.bind(store, ranking))
+    return ingress.bind(bundle, trial, store, handles, summariser.bind(store, handles[1]))
+
+
+def _lane(bundle: Bundle, store: str, prefix: str) -> list[serve.Application]:
+    """Retriever and ranker of a bundle. prefix: of their names."""
+    config = bundle.config.serve
+    retriever = _deployed(RetrieverReplica, f"{prefix}Retriever", config.retriever, _light(config.retriever))
+    sticky = RequestRouterConfig(request_router_class=_STICKY)
+    engine = _engine(bundle.config)
+    ranker = _deployed(RankerReplica, f"{prefix}Ranker", config.ranker, engine, request_router_config=sticky)
+    return [retriever.bind(bundle, store), ranker.bind(bundle, store)]
 
 
 def _deployed(

@@ -10,7 +10,8 @@ from mmsrarec_ray.config import Limits
 from mmsrarec_ray.serve.store import Status
 
 # The least strict bounds that any service has; `check_*` in `limits` hold the configured ones.
-Id = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
+PRINTED = r"^[^\x00-\x1f\x7f]+$"
+Id = Annotated[str, StringConstraints(min_length=1, pattern=PRINTED)]
 _MILLISECONDS = 2**53  # what JavaScript counts to
 
 
@@ -192,6 +193,9 @@ class UserDeleted(_Body):
 
 class Models(_Body):
     bundle: dict[str, Any]
+    trial: dict[str, Any] | None
+    """The bundle that answers `trial_share` of the users, if there is one."""
+    trial_share: float
     limits: Limits
     deadline_ms: int
     candidates: int

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from mmsrarec_ray.config import Serve
 from mmsrarec_ray.serve.finder import Candidate, Found, Wish
+from mmsrarec_ray.serve.lanes import Lane, in_trial
 from mmsrarec_ray.serve.look import ItemView
 from mmsrarec_ray.serve.metrics import Metrics
-from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.serve.refusal import Refused
 from mmsrarec_ray.serve.schemas import (
     CompanionOut,
@@ -43,18 +43,16 @@ class Service:
     def __init__(
         self,
         settings: Serve,
-        bundle: dict[str, Any],
+        main: Lane,
+        trial: Lane | None,
         store: Store,
-        retriever: Any,
-        ranker: Any,
         summariser: Any,
         metrics: Metrics,
     ):
-        """bundle: its summary; retriever, ranker, summariser: handles of Ray Serve."""
-        self.settings, self.bundle, self.store, self.metrics = settings, bundle, store, metrics
-        self._retriever, self._ranker, self._summariser = retriever, ranker, summariser
+        """main: what answers; trial: what answers a share of the users; summariser: a handle of Ray Serve."""
+        self.settings, self.main, self.trial, self.store, self.metrics = settings, main, trial, store, metrics
+        self._summariser = summariser
         self._in_flight = 0
-        self._patience = Patience(settings.ranker_pause_ms / 1000)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -80,10 +78,11 @@ class Service:
         later, position = await asyncio.to_thread(self._known, request)
         count = max(request.k, self.settings.candidates)
         wish = Wish(request.user_id, later, request.candidates, count, request.exclude, request.keywords)
-        found: Found = await self._asked(self._retriever.find, wish, position, until=deadline)
+        lane = self._lane(request)
+        found: Found = await self._asked(lane.retriever.find, wish, position, until=deadline)
         scores, reason = None, None
         if request.ranked and found.candidates:
-            scores, reason = await self._scores(found, self._session(request), position, deadline)
+            scores, reason = await self._scores(lane, found, self._session(request), position, deadline)
         items = await self._best(found.candidates, scores, request.k)
         took = time.monotonic() - began
         self.metrics.answered(found.bundle, took, len(found.candidates) if scores else 0, reason)
@@ -127,7 +126,7 @@ class Service:
             raise Refused(503, "unavailable", "the retriever does not answer in time.", headers) from None
 
     async def _scores(
-        self, found: Found, session: str, position: int, deadline: float
+        self, lane: Lane, found: Found, session: str, position: int, deadline: float
     ) -> tuple[list[float] | None, Reason | None]:
         """The ranker's scores of all candidates, or why there are none."""
         from ray.serve.exceptions import BackPressureError
@@ -136,10 +135,10 @@ class Service:
         left = deadline - time.monotonic()
         if left <= _LEAST_SECONDS:
             return None, "late"
-        if not self._patience.try_it(time.monotonic()):
+        if not lane.patience.try_it(time.monotonic()):
             return None, "down"
         # One user's requests go to one replica: its engine has read the user's part already.
-        ranker = self._ranker.options(session_id=session)
+        ranker = lane.ranker.options(session_id=session)
         try:
             asked = ranker.score.remote(found.bundle, found.history, found.neighbours, ids, position)
             scores = await _within(asked, left)
@@ -148,15 +147,20 @@ class Service:
         except TimeoutError:
             # A deadline that the caller made short tells nothing of the ranker.
             if left >= self.settings.deadline_ms / 2000:
-                self._patience.failed(time.monotonic())
+                lane.patience.failed(time.monotonic())
             return None, "late"
         except Exception as error:
             if not _of_ray(error):
                 raise
-            self._patience.failed(time.monotonic())
+            lane.patience.failed(time.monotonic())
             return None, "down"
-        self._patience.succeeded()
+        lane.patience.succeeded()
         return scores, None if scores is not None else "changing"
+
+    def _lane(self, request: RecommendationRequest) -> Lane:
+        """Who has no id is told by the first item of the history: it stays when the history grows."""
+        who = request.user_id if request.user_id is not None else (request.history or [""])[0]
+        return self.trial if self.trial and in_trial(who, self.settings.trial.share) else self.main
 
     @staticmethod
     def _session(request: RecommendationRequest) -> str:
@@ -182,13 +186,13 @@ class Service:
         """An unknown user has an empty history."""
         later = await asyncio.to_thread(self._history, user_id)
         position = await asyncio.to_thread(self.store.position)
-        view = await self._asked(self._retriever.user, user_id, later, position)
+        view = await self._asked(self.main.retriever.user, user_id, later, position)
         history = [HistoryItem(item_id=i.item_id, title=i.title, keywords=list(i.keywords)) for i in view.history]
         return UserOut(user_id=user_id, known_user=view.known, history=history)
 
     async def users(self, start: str, limit: int) -> UsersPage:
         position = await asyncio.to_thread(self.store.position)
-        return UsersPage(users=await self._asked(self._retriever.users, start, limit, position))
+        return UsersPage(users=await self._asked(self.main.retriever.users, start, limit, position))
 
     async def delete_user(self, user_id: str) -> UserDeleted:
         return UserDeleted(user_id=user_id, events=await asyncio.to_thread(self.store.delete_user, user_id))
@@ -213,14 +217,14 @@ class Service:
             return stored_item(stored)
         if stored is None:
             position = await asyncio.to_thread(self.store.position)
-            view: ItemView | None = await self._asked(self._retriever.item, item_id, position)
+            view: ItemView | None = await self._asked(self.main.retriever.item, item_id, position)
             if view is not None:
                 return _item(view)
         raise not_found("item", item_id)
 
     async def items(self, query: str, offset: int, limit: int) -> ItemsPage:
         position = await asyncio.to_thread(self.store.position)
-        views, total = await self._asked(self._retriever.items, query, offset, limit, position)
+        views, total = await self._asked(self.main.retriever.items, query, offset, limit, position)
         return ItemsPage(items=[_item(view) for view in views], total=total)
 
     async def delete_item(self, item_id: str) -> None:
@@ -230,8 +234,8 @@ class Service:
         """Which parts answer. Without the ranker the service still does, degraded."""
         checks: dict[str, Callable[[], Awaitable[Any]]] = {
             "store": lambda: asyncio.to_thread(self.store.check),
-            "retriever": lambda: _within(self._retriever.ready.remote(), 2.0),
-            "ranker": lambda: _within(self._ranker.ready.remote(), 2.0),
+            "retriever": lambda: _within(self.main.retriever.ready.remote(), 2.0),
+            "ranker": lambda: _within(self.main.ranker.ready.remote(), 2.0),
         }
         outcomes = await asyncio.gather(*(check() for check in checks.values()), return_exceptions=True)
         return {name: not isinstance(each, BaseException) for name, each in zip(checks, outcomes, strict=True)}

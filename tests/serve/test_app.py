@@ -23,6 +23,7 @@ from mmsrarec_ray.serve.app import create_app
 from mmsrarec_ray.serve.deployments import RetrieverReplica, SummariserReplica
 from mmsrarec_ray.serve.finder import Finder
 from mmsrarec_ray.serve.keys import Keys
+from mmsrarec_ray.serve.lanes import Lane, in_trial
 from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.serve.store import Store, open_store
 from tests.serve import world
@@ -138,8 +139,14 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
         summariser = SummariserReplica.__new__(SummariserReplica)
         await SummariserReplica.__init__(summariser, url, ranker)
         retriever = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
-        bundle = {"version": "v1"}
-        service = services.Service(config.serve, bundle, store, retriever, ranker, Handle(summariser), metrics)  # type: ignore[arg-type]
+        main, trial = Lane(config.serve, {"version": "v1"}, retriever, ranker), None
+        if config.serve.trial.pipeline:
+            monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words, version="v2"))
+            other = Ranker()
+            other.version = "v2"
+            second = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
+            trial = Lane(config.serve, {"version": "v2"}, second, Handle(other))
+        service = services.Service(config.serve, main, trial, store, Handle(summariser), metrics)  # type: ignore[arg-type]
         pictures: Any = SimpleNamespace(thumbnail=lambda item: b"png" if item == "i0" else None)
         app = create_app(service, pictures, Keys(config.serve))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
@@ -226,6 +233,30 @@ def test_a_ranker_of_another_bundle_is_not_mixed_in(serve: Callable[..., None]) 
         assert [item["item_id"] for item in answer["items"]] == ["i3", "i2"]
 
     serve(scenario)
+
+
+def test_a_share_of_the_users_is_answered_by_the_trial_always(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        users = [f"user-{number}" for number in range(40)]
+        expected = {user: "v2" if in_trial(user, 0.3) else "v1" for user in users}
+        assert set(expected.values()) == {"v1", "v2"}
+        for _ in range(2):
+            assert {user: (await s.recommend(user_id=user, k=1))["bundle"] for user in users} == expected
+        answers = [(await s.recommend(history=["i0", *more]))["bundle"] for more in ([], ["i1"], ["i1", "i5"])]
+        assert len(set(answers)) == 1
+        await s.client.delete("/v1/items/i7")
+        assert not [user for user in users if "i7" in await s.ids(user_id=user, k=8)]  # news reach both
+        models = (await s.client.get("/v1/models")).json()
+        assert (models["bundle"]["version"], models["trial"]["version"], models["trial_share"]) == ("v1", "v2", 0.3)
+
+    serve(scenario, "serve.trial.pipeline=x", "serve.trial.share=0.3")
+
+
+def test_the_trials_share_is_a_share() -> None:
+    users = [f"u{number}" for number in range(4_000)]
+    for share in (0.0, 0.1, 0.5, 1.0):
+        assert sum(in_trial(user, share) for user in users) / len(users) == pytest.approx(share, abs=0.03)
+    assert all(in_trial(user, 0.5) for user in users if in_trial(user, 0.1))  # a growing share keeps whom it has
 
 
 def test_after_a_pause_one_request_tries() -> None:
@@ -467,6 +498,7 @@ def test_health_readiness_models_and_descriptions(serve: Callable[..., None]) ->
         assert ready == {"ready": True, "parts": {"store": True, "retriever": True, "ranker": True}}
         models = (await s.client.get("/v1/models")).json()
         assert (models["bundle"], models["limits"]["k"]) == ({"version": "v1"}, 100)
+        assert (models["trial"], models["trial_share"]) == (None, 0)
         described = (await s.client.get("/openapi.json")).json()
         assert described["paths"]["/v1/recommendations"]["post"]["responses"].keys() >= {"200", "422", "429", "503"}
         assert described["components"]["schemas"]["RecommendationRequest"]["examples"]

@@ -138,6 +138,14 @@ def test_wrong_arguments_are_refused_before_anything_starts(run: Run, arguments:
         application(given)
 
 
+def test_a_trial_is_a_bundle_of_the_same_run(run: Run) -> None:
+    summarise(run, make(run, "a", 1), "first", 1)
+    summarise(run, make(run, "b", 2), "second", 2)
+    application({"run": run.folder.path, "serve.trial.pipeline": "first", "serve.trial.share": "0.2"})
+    with pytest.raises(ArtefactError, match="there is no such pipeline"):
+        application({"run": run.folder.path, "serve.trial.pipeline": "third"})
+
+
 def test_the_graph_is_made_without_a_cluster(run: Run) -> None:
     make(run, "a")
     application({"run": run.folder.path, "serve": {"ranker": {"max_replicas": 3}}, "serve.deadline_ms": "500"})

@@ -44,7 +44,7 @@ def catalogue() -> Catalogue:
     return Catalogue(pa.array(IDS), pa.array(WORDS), pa.table({"title": titles, "text": texts}))
 
 
-def finder(*words: str) -> Finder:
+def finder(*words: str, version: str = "v1") -> Finder:
     users = Sequences.of(list(HISTORIES.values()))
     log = Log(
         items=pa.array(IDS),
@@ -60,4 +60,4 @@ def finder(*words: str) -> Finder:
     index = MomentIndex.build(encoder.encode(moments.queries), table, Retrieve())
     together = Cooccurrence.of(users, len(IDS), 5)
     retriever = Retriever(encoder, index, together, log.items, False)  # type: ignore[arg-type]
-    return Finder(config(*words), "v1", log, retriever, catalogue())
+    return Finder(config(*words), version, log, retriever, catalogue())
