@@ -28,7 +28,7 @@ results: setup
 
 # The demo's recommendations over HTTP and on a page: http://127.0.0.1:8000/
 serve: setup
-	.venv/bin/serve run serve_apps.recommend:build run=$(DEMO)
+	.venv/bin/serve run --address local serve_apps.recommend:build run=$(DEMO)
 
 test: setup
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

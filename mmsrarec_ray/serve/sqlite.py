@@ -40,7 +40,6 @@ CREATE TABLE IF NOT EXISTS items (
     error TEXT
 );
 CREATE INDEX IF NOT EXISTS items_waiting ON items (version) WHERE status = 'waiting';
-CREATE TABLE IF NOT EXISTS deleted_users (user_id TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS changes (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
     kind TEXT NOT NULL,
@@ -113,14 +112,9 @@ class SqliteStore:
     def delete_user(self, user_id: str) -> int:
         with self._write() as connection:
             gone = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
-            connection.execute("INSERT OR IGNORE INTO deleted_users VALUES (?)", (user_id,))
             _tell(connection, "user", user_id)
         self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log held what is deleted
         return gone
-
-    def user_deleted(self, user_id: str) -> bool:
-        found = self._connection().execute("SELECT 1 FROM deleted_users WHERE user_id = ?", (user_id,))
-        return found.fetchone() is not None
 
     def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
         with self._write() as connection:

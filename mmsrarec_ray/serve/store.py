@@ -74,9 +74,6 @@ class Store(Protocol):
     def delete_user(self, user_id: str) -> int:
         """Forget a user's events, and remember to leave the user out of the bundle; returns how many events went."""
 
-    def user_deleted(self, user_id: str) -> bool:
-        """Whether the user was deleted since the store began."""
-
     def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
         """A new item, or new content of one: it waits for keywords."""
 
