@@ -417,6 +417,8 @@ class ContentKnn(Settings):
     """Titles and texts, or the keywords of jobs/summarize.py."""
     encoder: str | None = None
     """Folder or hub id of a sentence encoder; null: tf-idf of the words."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Weight of an item of the history against the one that came after it."""
 
 
 class Fusion(Settings):

@@ -145,7 +145,7 @@ class ContentRecipe(Recipe):
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         settings = self.config.methods.content_knn
-        return ContentKnn(_said(settings.source, log, inputs), settings.encoder)
+        return ContentKnn(settings, _said(settings.source, log, inputs))
 
 
 class FusionRecipe(Recipe):

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmsrarec_ray.config import ContentKnn as ContentKnnSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
-from mmsrarec_ray.methods.neighbours import DECAY, popularity_tie_break, profiles
+from mmsrarec_ray.methods.neighbours import popularity_tie_break, profiles
 from mmsrarec_ray.models.sentences import embed
 
 
@@ -20,14 +21,14 @@ class ContentKnn(Method):
 
     name = "content_knn"
 
-    def __init__(self, texts: Sequence[str], encoder: str | None = None):
-        """texts: what is said of each item, in the order of the catalogue; encoder: as in `embed`."""
-        self.texts, self.encoder = texts, encoder
+    def __init__(self, settings: ContentKnnSettings, texts: Sequence[str]):
+        """texts: what is said of each item, in the order of the catalogue."""
+        self.settings, self.texts = settings, texts
 
     def learn(self, dataset: Dataset) -> None:
-        self.vectors = embed(self.texts, self.encoder)
+        self.vectors = embed(self.texts, self.settings.encoder)
         self.tie_break = popularity_tie_break(dataset)
 
     def score_all(self, queries: Queries) -> np.ndarray:
-        profile = profiles(queries, len(self.vectors), DECAY) @ self.vectors
+        profile = profiles(queries, len(self.vectors), self.settings.decay) @ self.vectors
         return (profile @ self.vectors.T).astype(np.float64) + self.tie_break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmsrarec_ray.config import ContentKnn as ContentKnnSettings
 from mmsrarec_ray.config import ItemKnn as ItemKnnSettings
 from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
@@ -70,10 +71,18 @@ def test_session_knn_does_not_ask_the_user_itself() -> None:
 
 
 def test_content_finds_what_is_said_alike() -> None:
-    method = fit(ContentKnn(["red wool hat", "red wool scarf", "steel pan", ""]), [0])
+    method = fit(ContentKnn(ContentKnnSettings(), ["red wool hat", "red wool scarf", "steel pan", ""]), [0])
     scores = method.score_all(query([0], [3], []))
     assert scores[0, 1] > scores[0, 2] + 0.2
     assert np.abs(scores[1:]).max() < 1e-6  # nothing is known of the history
+
+
+def test_content_follows_the_newest_item_where_the_others_decay_to_nothing() -> None:
+    texts = ["red hat", "blue pan", "red scarf", "blue pot"]
+    last, mean = (fit(ContentKnn(ContentKnnSettings(decay=decay), texts), [0]) for decay in (0.0, 1.0))
+    asked = query([1, 1, 0])
+    assert last.score_all(asked)[0, 2] > last.score_all(asked)[0, 3]
+    assert mean.score_all(asked)[0, 2] < mean.score_all(asked)[0, 3]
 
 
 def test_profiles_decay_from_the_newest_item() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mmsrarec_ray.config import ContentKnn as ContentKnnSettings
 from mmsrarec_ray.config import Ease as EaseSettings
 from mmsrarec_ray.config import Encoder, Retrieve, Train
 from mmsrarec_ray.config import Fusion as FusionSettings
@@ -61,7 +62,7 @@ BUILD: dict[str, Callable[[Dataset, str], Method]] = {
     "gru4rec": lambda world, run: sequential("gru4rec", run),
     "bert4rec": lambda world, run: sequential("bert4rec", run),
     "retrieval": retrieval,
-    "content_knn": lambda world, run: ContentKnn(TEXTS),
+    "content_knn": lambda world, run: ContentKnn(ContentKnnSettings(), TEXTS),
     "fusion": lambda world, run: Fusion("fusion", FUSION, 0, [ItemKnn(ItemKnnSettings())], None, 5),
     "fusion_content": lambda world, run: Fusion("fusion_content", FUSION, 0, [], Content(TEXTS, None), 5),
 }
