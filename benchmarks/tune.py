@@ -13,6 +13,7 @@ Prints the best settings as words for a job.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -70,19 +71,22 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def settings_of(method: str, trial: int) -> dict[str, Any]:
-    """What a trial changes: nothing first, then the method's space in its order, none twice."""
-    if trial == 0:
-        return {}
-    space, places = SPACES[method], space_of(method)[trial - 1]
-    return {name: values[place] for (name, values), place in zip(space.items(), places, strict=True)}
+def trials_of(method: str, said: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """What each trial changes: nothing first, then the method's space in its order, none twice.
+
+    said: the settings that the configuration gives the method.
+    """
+    space = SPACES[method].items()
+    drawn = ({name: values[at] for (name, values), at in zip(space, row, strict=True)} for row in space_of(method))
+    others = (choice for choice in drawn if choice.items() - said.items())
+    return [{}, *itertools.islice(others, count - 1)]
 
 
 def space_of(method: str) -> np.ndarray:
     """All choices of a method's space, in an order drawn once: int64 (n, settings), places in the lists of values."""
     sizes = [len(values) for values in SPACES[method].values()]
     order = np.random.default_rng(list(method.encode())).permutation(math.prod(sizes))
-    return np.column_stack(np.unravel_index(order, sizes)) if sizes else np.zeros((0, 0), np.int64)
+    return np.column_stack(np.unravel_index(order, sizes))
 
 
 def words(method: str, settings: dict[str, Any]) -> list[str]:
@@ -134,9 +138,8 @@ def main() -> int:
     dataset = Dataset(log.n_items, log.train(), kept, pool_of(log, base.evaluate))
     tried = json.loads(options.out.read_text()) if options.out.exists() else {}
     for method in options.methods.split(","):
-        scored = []
-        for trial in range(min(options.trials, 1 + len(space_of(method)))):
-            chosen = settings_of(method, trial)
+        scored, said = [], getattr(base.methods, method).model_dump()
+        for trial, chosen in enumerate(trials_of(method, said, options.trials)):
             config = load(options.config, [*options.settings, *words(method, chosen)])
             recipe = recipe_of(method, config)
             inputs = {"dataset": prepared} | {need.artefact: made(need) for need in recipe.requires}
