@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import mmsrarec_ray
 from mmsrarec_ray.config import MethodName, load
+from mmsrarec_ray.data.log import Log, Sequences
+from mmsrarec_ray.data.parts import to_parquet
 from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.evaluate.recipes import recipe_of
 from mmsrarec_ray.evaluate.stages import Scores
 from mmsrarec_ray.job import Stage
+from mmsrarec_ray.methods.content import ContentKnn
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
 
 PACKAGE = Path(mmsrarec_ray.__file__).parent
@@ -51,6 +58,35 @@ def test_the_code_behind_an_artefact_is_all_that_it_imports(stage: type[Stage]) 
     found = reached(files(made.code)) - files(made.code)
     # The stages before are named in the code of the stage itself, and their artefacts are inputs.
     assert found <= upstream(made)
+
+
+@pytest.mark.parametrize("method", ["content_knn", "fusion_content"])
+def test_content_is_the_texts_or_the_keywords(method: str, tmp_path: Path) -> None:
+    def part(name: str, rows: list[dict[str, Any]]) -> Artefact:
+        folder = Folder.at(str(tmp_path / name))
+        (folder / "items").write_bytes("part-0.parquet", to_parquet(pa.Table.from_pylist(rows)))
+        return Artefact(name, "", folder)
+
+    texts = [
+        {"item_id": "b", "title": "Bread", "text": "brown"},
+        {"item_id": "c", "title": "Cup", "text": None},
+        {"item_id": "a", "title": "Apple", "text": "red"},
+    ]
+    keywords = [  # the cup failed
+        {"item_id": "b", "image_keywords": ["loaf"], "text_keywords": ["brown", "rye"]},
+        {"item_id": "a", "image_keywords": None, "text_keywords": ["red"]},
+    ]
+    inputs = {"dataset": part("dataset", texts), "keywords": part("keywords", keywords)}
+    users, nobody = pa.array([], pa.string()), Sequences.of([])
+    log = Log(pa.array(["a", "b", "c"]), np.ones(3, bool), users, nobody, np.zeros(0, np.uint8), True)
+    said = {}
+    for source, needs in (("texts", []), ("keywords", ["keywords"])):
+        settings = ["data.format=shop", "run=/nowhere", f"methods.{method}.source={source}"]
+        recipe = recipe_of(method, load(None, settings))
+        assert [stage.artefact for stage in recipe.requires] == needs
+        made = recipe.build(0, log, inputs)
+        said[source] = made.texts if isinstance(made, ContentKnn) else made.content.texts
+    assert said == {"texts": ["Apple. red", "Bread. brown", "Cup"], "keywords": ["red", "loaf, brown, rye", ""]}
 
 
 def upstream(stage: Stage) -> set[str]:

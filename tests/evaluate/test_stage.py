@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mmsrarec_ray.config import Config, load
-from mmsrarec_ray.data.log import Queries, Sequences
+from mmsrarec_ray.data.log import Log, Queries, Sequences
 from mmsrarec_ray.data.shop import law, oracle
 from mmsrarec_ray.data.shop.generate import YEAR_BEGINS_MS, YEAR_MS
 from mmsrarec_ray.errors import ConfigError
-from mmsrarec_ray.evaluate.stage import Evaluate
+from mmsrarec_ray.evaluate.lists import cases_of
+from mmsrarec_ray.evaluate.stage import Evaluate, _unknown, slices
+from mmsrarec_ray.evaluate.stages import read_rankings
 from mmsrarec_ray.job import execute, plan
 from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.store import Run
 from tests.data.conftest import write_files
-from tests.retrieve.test_stage import files, histories
+from tests.retrieve.test_stage import ITEMS, files, histories
 
 TABLES = (
     *("data.format=tables", "data.items=items.csv", "data.interactions=interactions.csv"),
@@ -58,11 +61,12 @@ def status(folder: Path, methods: str, *settings: str) -> dict[str, str]:
 def test_the_report_names_what_it_compares(ray_session: str, folder: Path) -> None:
     report = evaluate(folder, "[popularity, random]", "evaluate.ks=[1, 5]")
     assert (report["protocol"], report["pool"], report["split"], report["negatives"]) == ("paper", "core", "ratio", 20)
-    assert report["cases"] == 30
+    assert (report["dataset"], report["cases"]) == (str(folder / "data"), 30)
     assert {row["method"] for row in report["rows"]} == {"popularity", "random"}
     for row in report["rows"]:
         assert 0 <= row["HR@5"]["low"] <= row["HR@5"]["value"] <= row["HR@5"]["high"] <= 1
-        assert row["seconds_fit"] >= 0
+        assert row["seconds_fit"] >= 0 < row["seconds_score"]
+        assert {f"{name}@{k}" for name in ("HR", "NDCG", "Recall", "MRR") for k in (1, 5)} | {"MRR", "AUC"} <= set(row)
         assert sum(row["slices"][name]["cases"] for name in ("new items", "head", "tail")) == 30
     for name in ("report.md", "plots/methods.png"):
         assert (folder / "run" / "evaluation" / name).stat().st_size > 0
@@ -83,6 +87,28 @@ def test_the_report_in_view_is_the_one_that_was_asked_for(ray_session: str, fold
     assert evaluate(folder, "[random]") == first
 
 
+def test_a_test_user_s_future_changes_nobody_else_s_ranking(ray_session: str, tmp_path: Path) -> None:
+    """Another last item of one test user: the same lists and rankings of all others, by every method that counts."""
+    methods = ("popularity", "itemknn", "session_knn", "ease", "content_knn")
+
+    def rankings(name: str, all_histories: list[list[int]]) -> dict[str, dict[str, dict[str, Any]]]:
+        """What each method said, by user."""
+        write_files(tmp_path / name / "data", files(all_histories))
+        evaluate(tmp_path / name, f"[{', '.join(methods)}]")
+        run = Run.at(str(tmp_path / name / "run"))
+        tables = {method: read_rankings(run.published(f"scores/{method}")[0].folder, 0) for method in methods}
+        return {method: {row["user_id"]: row for row in table.to_pylist()} for method, table in tables.items()}
+
+    before = rankings("before", histories())
+    user, changed = next(iter(before["popularity"])), histories()
+    own = changed[int(user[1:])]
+    own[-1] = next(item for item in range(ITEMS) if item not in own)
+    after = rankings("after", changed)
+    for method in methods:
+        assert before[method].pop(user)["items"] != after[method].pop(user)["items"]
+        assert before[method] == after[method]
+
+
 @pytest.mark.parametrize("protocol", ["full", "time"])
 def test_no_method_sees_what_it_shall_tell(ray_session: str, folder: Path, protocol: str) -> None:
     """There is no pattern in this world: whoever ranks better than by chance has looked."""
@@ -100,6 +126,32 @@ def test_seeds_draw_other_lists(ray_session: str, folder: Path) -> None:
     rows = {row["method"]: row for row in report["rows"]}
     assert rows["random"]["HR@5"]["std_over_seeds"] > 0
     assert report["seeds"] == [0, 1, 2]
+
+
+def test_slices_by_hand() -> None:
+    """Items 0 to 3 were chosen 3, 2, 1 and 1 times in training; the head is a fifth of these four, item 0."""
+    items, users = pa.array([f"i{item}" for item in range(5)]), pa.array([f"u{user}" for user in range(6)])
+    sequences = Sequences.of([[0, 1], [0, 1], [0, 2, 3], [1, 0], [1, 2, 3], [4]])
+    split = np.repeat(np.array([0, 0, 0, 2, 2, 2], np.uint8), sequences.lengths)
+    log = Log(items, np.ones(5, bool), users, sequences, split, True)
+    found = slices(load(None, ["data.format=shop", "run=/nowhere", "evaluate.short_history=1"]), log, cases_of(log))
+    assert {name: mask.tolist() for name, mask in found.items()} == {
+        "new items": [False, False, True],
+        "tail": [False, True, False],
+        "head": [True, False, False],
+        "history up to 1": [True, False, True],
+        "history over 1": [False, True, False],
+    }
+
+
+def test_how_items_without_training_interactions_stand_by_hand() -> None:
+    """Of 40 candidates 3 are such items, of which one and a half stand above their positives; five stand above in
+    all."""
+    table = pa.table(
+        {"unknown": [1, 2], "unknown_above": [0, 1.5], "others": [20, 20], "greater": [3, 1], "equal": [0, 2]}
+    )
+    once = {"share_of_candidates": 3 / 40, "above_positive": 1.5 / 3, "known_above_positive": 3.5 / 37}
+    assert _unknown([table]) == _unknown([table, table]) == once
 
 
 @pytest.mark.parametrize(

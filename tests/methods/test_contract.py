@@ -16,11 +16,13 @@ from mmsrarec_ray.config import ItemKnn as ItemKnnSettings
 from mmsrarec_ray.config import Retrieval as RetrievalSettings
 from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
+from mmsrarec_ray.data.shop import law
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.methods.content import ContentKnn
 from mmsrarec_ray.methods.fusion import Content, Fusion
 from mmsrarec_ray.methods.linear import Ease
 from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
+from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
@@ -52,6 +54,17 @@ def retrieval(world: Dataset, run: str) -> Retrieval:
     return Retrieval(RetrievalSettings(neighbours=20), Retriever(method.encoder, index, together, None, False))
 
 
+def shop() -> law.Shop:
+    """As many items as the world has, on sale since ever."""
+    return replace(law.draw_shop(5, N_ITEMS), launch=np.full(N_ITEMS, -np.inf))
+
+
+def tastes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A look, a habit and a circle for every number that a user has here."""
+    users = np.arange(1000)
+    return users % law.LOOKS, users % law.HABITS, users % law.CIRCLES
+
+
 BUILD: dict[str, Callable[[Dataset, str], Method]] = {
     "random": lambda world, run: Random(3),
     "popularity": lambda world, run: Popularity(),
@@ -65,8 +78,10 @@ BUILD: dict[str, Callable[[Dataset, str], Method]] = {
     "content_knn": lambda world, run: ContentKnn(ContentKnnSettings(), TEXTS),
     "fusion": lambda world, run: Fusion("fusion", FUSION, 0, [ItemKnn(ItemKnnSettings())], None, 5),
     "fusion_content": lambda world, run: Fusion("fusion_content", FUSION, 0, [], Content(TEXTS, None), 5),
+    "history_oracle": lambda world, run: HistoryOracle(shop()),
+    "taste_oracle": lambda world, run: TasteOracle(shop(), *tastes()),
 }
-LEARNS_TASTE = sorted(set(BUILD) - {"random", "popularity"})
+LEARNS_TASTE = sorted(set(BUILD) - {"random", "popularity", "history_oracle", "taste_oracle"})
 
 
 def halves(world: Dataset) -> tuple[Dataset, Dataset]:
@@ -104,6 +119,7 @@ def test_scores_depend_on_the_query_and_the_item_alone(name: str, fitted: Callab
     everything = method.score_all(queries)
     assert everything.shape == (len(queries), N_ITEMS)
     assert np.isfinite(everything).all()
+    assert (np.ptp(everything, 1) > 0).all()
     candidates = np.random.default_rng(0).permuted(np.tile(np.arange(N_ITEMS), (len(queries), 1)), axis=1)[:, :7]
     scores = method.score(queries, candidates)
     np.testing.assert_allclose(scores, np.take_along_axis(everything, candidates, 1), atol=1e-5)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mmsrarec_ray.config import load
-from mmsrarec_ray.data.log import Log, read_log
+from mmsrarec_ray.data.log import Log, Queries, Sequences, read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.job import execute
 from mmsrarec_ray.retrieve import stage
@@ -156,6 +156,16 @@ def test_a_test_user_s_future_changes_nothing_else(retrieve: Callable[..., Retri
     for name in retrieved.folder.files():
         if not name.startswith("manifest"):
             assert changed.folder.read_bytes(name) == retrieved.folder.read_bytes(name), name
+
+
+def test_a_history_of_nothing_known_has_no_neighbours(retrieved: Retrieved) -> None:
+    retriever = Retriever.load(retrieved.folder)
+    unknown = np.flatnonzero(retriever.encoder.vocabulary.numbers < 0)
+    known = retriever.encoder.vocabulary.items
+    asked = Sequences.of([[], unknown[:3].tolist(), [int(unknown[0]), int(known[0])]], np.full(3, USERS))
+    found = retriever.nearest(Queries(asked, np.full(3, 100)), 3)
+    assert (found.rows[:2] == -1).all()
+    assert (found.rows[2] >= 0).all()
 
 
 def test_a_published_retriever_is_loaded_whole(retrieved: Retrieved) -> None:
