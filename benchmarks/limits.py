@@ -28,10 +28,10 @@ from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.data.shop.generate import item_id, shop_of
 from mmsrarec_ray.data.shop.law import VOCABULARY
 from mmsrarec_ray.data.shop.truth import item_keywords
-from mmsrarec_ray.evaluate.intervals import interval
 from mmsrarec_ray.evaluate.lists import cases_of, draw_negatives, pool_of
 from mmsrarec_ray.evaluate.metrics import Ranks, per_case
 from mmsrarec_ray.evaluate.stages import Scores, read_rankings, sampled
+from mmsrarec_ray.intervals import interval
 from mmsrarec_ray.job import Stage, connect, execute
 from mmsrarec_ray.rank.catalogue import Catalogue, line
 from mmsrarec_ray.rank.stage import EXAMPLES, TuneRecommender

@@ -220,6 +220,8 @@ class Summarize(Settings):
     """The prompt holds this much of an item's title and text."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     seed: NonNegativeInt = 0
+    tuned: bool = False
+    """Answer with the adapter of jobs/tune_summarizer.py, which is made first where it is not there."""
     attempt: NonNegativeInt = 0
     """Raise it to try again the items that failed; all keywords there are already are kept."""
     contact_sheet_items: PositiveInt = 60
@@ -344,16 +346,12 @@ class Lora(Settings):
     """The linear layers of each block that are adapted."""
 
 
-class TuneRecommender(Settings):
-    """Supervised fine-tuning of the recommender: TRL under Ray Train."""
+class Tuning(Settings):
+    """What fine-tunings under Ray Train have in common."""
 
     seed: NonNegativeInt = 0
-    """Of the negatives, the adapter's start and the order of the examples."""
+    """Of all that is drawn: the adapter's start, the order of the examples, what is sampled."""
     lora: Lora = Lora()
-    negatives: PositiveInt = 1
-    """Uniform negatives beside each positive (the paper's: 1)."""
-    epochs: PositiveFloat = 1.0
-    """Passes over the examples."""
     batch_size: PositiveInt = 32
     """Examples in a step, over all workers."""
     micro_batch_size: PositiveInt = 32
@@ -372,6 +370,89 @@ class TuneRecommender(Settings):
     """Steps between checkpoints: what a killed worker repeats at most."""
     log_steps: PositiveInt = 10
     """Steps between lines that say where training stands."""
+
+
+class TuneRecommender(Tuning):
+    """Supervised fine-tuning of the recommender: TRL under Ray Train."""
+
+    negatives: PositiveInt = 1
+    """Uniform negatives beside each positive (the paper's: 1)."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the examples."""
+
+
+class PaperReward(Settings):
+    """R = alpha R_info + beta R_recon + gamma R_len (arXiv:2512.20916, section 3.1)."""
+
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Of `information`: the cosine of keywords and text."""
+    beta: Annotated[float, Field(ge=0)] = 0.01
+    """Of `reconstruction`: minus the perplexity of the text, given the keywords."""
+    gamma: Annotated[float, Field(ge=0)] = 0.05
+    """Of `count`: minus the number of keywords."""
+
+
+class GroundedReward(Settings):
+    """A weighted sum of bounded terms that look at the picture too and are not fooled by padding or copying."""
+
+    information: Annotated[float, Field(ge=0)] = 1.0
+    """The cosine of keywords and text, as in the paper: in [-1, 1]."""
+    prediction: Annotated[float, Field(ge=0)] = 1.0
+    """How much easier the text is to predict with the keywords than without: in [-1, 1]."""
+    grounding: Annotated[float, Field(ge=0)] = 2.0
+    """Keywords that the item's own picture makes likelier than another's, and that the text does not say: in
+    [-1, 1]."""
+    tokens: Annotated[float, Field(ge=0)] = 0.5
+    """Minus the tokens of the answer, as a share of `tune_summarizer.max_tokens`: in [-1, 0]."""
+    repetition: Annotated[float, Field(ge=0)] = 1.0
+    """Minus the share of keywords that were said before, in either half: in [-1, 0]."""
+    copying: Annotated[float, Field(ge=0)] = 0.5
+    """Minus how much the answer is the title over again: in [-1, 0]."""
+
+
+class TuneSummarizer(Tuning):
+    """Tuning the summaries by rewards: GRPO (arXiv:2402.03300) by TRL under Ray Train."""
+
+    batch_size: PositiveInt = 64
+    """Answers in a step, over all workers: `generations` for each item."""
+    learning_rate: PositiveFloat = 1e-4
+    """Of AdamW, after a warm-up, falling by a cosine."""
+    items: PositiveInt | None = None
+    """Training items that are learnt from, at most, drawn by `seed`; null: all."""
+    steps: PositiveInt = 200
+    """Updates of the adapter."""
+    generations: Annotated[int, Field(ge=2)] = 8
+    """G: answers that are sampled for an item and compared with each other."""
+    temperature: PositiveFloat = 1.0
+    """Of the sampling. A model that is sure of its answers wants more, or all of a group are the same."""
+    max_tokens: PositiveInt = 64
+    """An answer that reaches so many tokens is cut: it is counted, lowers the baseline, and is not learnt from."""
+    beta: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the KL divergence from the untuned model in the loss; with 0 it is neither held nor measured."""
+    reward: Literal["grounded", "paper"] = "grounded"
+    """Which sum of rewards is learnt from: `tune_summarizer.grounded` or `tune_summarizer.paper`. To both is added -1
+    for an answer that is not in the form of the grammar."""
+    grounded: GroundedReward = GroundedReward()
+    paper: PaperReward = PaperReward()
+    encoder: str | None = None
+    """Folder or hub id of the sentence encoder of `information`; null: tf-idf of the training items' words."""
+    reference: str | None = None
+    """Whose perplexity counts in `reconstruction` and `prediction`: null: the untuned model itself; `words`: a model of
+    the training texts' words that looks at the keywords; or a folder or hub id of a causal language model."""
+    generation: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
+    """Who samples: the worker itself, vLLM on the worker's GPU, or a server that `trl vllm-serve` runs."""
+    vllm_server: str = "http://127.0.0.1:8000"
+    """`vllm_server`: its address."""
+    vllm_memory: Fraction = 0.3
+    """`vllm_colocate`: share of the GPU's memory that vLLM takes."""
+    eval_items: PositiveInt = 32
+    """Validation items that are answered greedily at each evaluation."""
+    eval_steps: PositiveInt = 50
+    """Steps between evaluations."""
+    test_items: PositiveInt = 200
+    """Test items on which the tuned model is compared with the untuned, at most."""
+    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
+    """Where curves go: files below `<run>/logs`, or the server that MLFLOW_TRACKING_URI names."""
 
 
 class ItemKnn(Settings):
@@ -634,6 +715,7 @@ class Config(Settings):
     summarize: Summarize = Summarize()
     train: Train = Train()
     retrieve: Retrieve = Retrieve()
+    tune_summarizer: TuneSummarizer = TuneSummarizer()
     rank: Rank = Rank()
     tune_recommender: TuneRecommender = TuneRecommender()
     methods: Methods = Methods()
@@ -744,6 +826,26 @@ def _explain(problem: Any) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}. Got {problem['input']!r}."
 
 
+def _tuning_problems(config: Config) -> list[str]:
+    """Batches that cannot be divided."""
+    problems, workers = [], config.train.workers
+    for name in ("tune_recommender", "tune_summarizer"):
+        tune: Tuning = getattr(config, name)
+        each = tune.batch_size // workers
+        if tune.batch_size % workers or each % min(each, tune.micro_batch_size):
+            problems.append(
+                f"{name}.batch_size: must be a multiple of train.workers ({workers}), and each worker's share one of "
+                f"micro_batch_size ({tune.micro_batch_size}) where it is larger. Got {tune.batch_size}."
+            )
+    summarizer = config.tune_summarizer
+    if summarizer.batch_size % summarizer.generations:
+        problems.append(
+            f"tune_summarizer.batch_size: must be a multiple of generations ({summarizer.generations}). "
+            f"Got {summarizer.batch_size}."
+        )
+    return problems
+
+
 def _check_across(config: Config) -> None:
     """Rules that join several settings."""
     problems = []
@@ -786,13 +888,7 @@ def _check_across(config: Config) -> None:
             f"retrieve.pq_bytes: must divide methods.{config.retrieve.encoder}.dim ({dim}). "
             f"Got {config.retrieve.pq_bytes}."
         )
-    tune, workers = config.tune_recommender, config.train.workers
-    each = tune.batch_size // workers
-    if tune.batch_size % workers or each % min(each, tune.micro_batch_size):
-        problems.append(
-            f"tune_recommender.batch_size: must be a multiple of train.workers ({workers}), and each worker's share "
-            f"one of micro_batch_size ({tune.micro_batch_size}) where it is larger. Got {tune.batch_size}."
-        )
+    problems += _tuning_problems(config)
     if len(set(config.evaluate.seeds)) < len(config.evaluate.seeds):
         problems.append(f"evaluate.seeds: each may stand once. Got {list(config.evaluate.seeds)}.")
     if problems:

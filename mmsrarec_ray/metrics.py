@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ray.util import metrics
 
@@ -37,6 +38,24 @@ class Metrics:
             _add(self._failures, count, error=error)
         _add(self._tokens, tokens)
         self._waiting.set(waiting)
+
+
+class TuningMetrics:
+    """Figures of a training: `mmsrarec_tuning`, by stage and figure (a reward's mean, KL, entropy, lengths), and
+    `mmsrarec_tuning_step`. Ray must be connected."""
+
+    def __init__(self, stage: str) -> None:
+        self._figures = metrics.Gauge("mmsrarec_tuning", "Figures of a training.", ("stage", "figure"))
+        self._step = metrics.Gauge("mmsrarec_tuning_step", "Updates that a training has made.", ("stage",))
+        for each in (self._figures, self._step):
+            each.set_default_tags({"stage": stage})
+
+    def figures(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Those that are numbers."""
+        self._step.set(step)
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self._figures.set(value, {"figure": name})
 
 
 def _add(counter: metrics.Counter, count: int, **tags: str) -> None:

@@ -48,6 +48,13 @@ def run(name: str, work: Callable[[dict[str, Any]], None], loop: dict[str, Any],
         ).fit()
 
 
+def resources(settings: config.Train, at_least: float) -> dict[str, Any]:
+    """What a stage with a fit asks of Ray, for its plan. at_least: logical CPUs that the rest of the stage holds."""
+    each = f"{settings.workers} worker(s) of {settings.cpus:g} CPU" + (" and 1 GPU" if settings.gpu else "")
+    cpus = max(settings.workers * settings.cpus, at_least)
+    return {"training": each, "CPU": cpus, "GPU": settings.workers * int(settings.gpu)}
+
+
 def _start(given: dict[str, Any]) -> None:
     here = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(given["threads"] or max(1, len(os.sched_getaffinity(0)) // here))

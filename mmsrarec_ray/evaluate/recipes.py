@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmsrarec_ray.adapters import ADAPTER
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.config import Fusion as FusionSettings
 from mmsrarec_ray.config import FusionContent as FusionContentSettings
@@ -28,11 +29,10 @@ from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
-from mmsrarec_ray.models.engine import engine_resources
+from mmsrarec_ray.models.engine import engine_resources, require_folder
 from mmsrarec_ray.models.load import engine_identity
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.stage import TuneRecommender
-from mmsrarec_ray.rank.tune import ADAPTER
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder, Run, source_fingerprint
@@ -230,11 +230,7 @@ class MmsraRecRecipe(RetrievalRecipe):
         return engine_resources(self.config)
 
     def check(self) -> None:
-        if "://" in self.config.run:
-            raise ConfigError(
-                "run: the engine of mmsrarec reads its adapter from a folder that its machine sees. "
-                f"Got {self.config.run!r}."
-            )
+        require_folder(self.config.run, "mmsrarec")
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         c, needs = self.config, ("keywords", "retriever", "recommender")

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmsrarec_ray.evaluate.intervals import LEVEL, interval, paired
 from mmsrarec_ray.evaluate.metrics import main_k
 from mmsrarec_ray.evaluate.plots import plot_methods, plot_slices
 from mmsrarec_ray.evaluate.words import Report, Row, markdown, slices_of
+from mmsrarec_ray.intervals import LEVEL, interval, paired
 from mmsrarec_ray.store import Folder
 
 # HR@5, AUC, NDCG@5 on MicroLens from the tables of arXiv 2512.20916. None of them was measured by this project.

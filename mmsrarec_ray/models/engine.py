@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmsrarec_ray.config import Config
+from mmsrarec_ray.config import Config, Lora
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
 
@@ -65,6 +65,19 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
         return built(requests)
 
     return ask
+
+
+def adapter_arguments(lora: Lora) -> dict[str, Any]:
+    """Arguments of an engine that answers with an adapter of this size."""
+    return {"enable_lora": True, "max_lora_rank": lora.rank}
+
+
+def require_folder(run: str, what: str) -> None:
+    """Raises ConfigError where a run folder is no folder: vLLM reads adapters from disks that its machine sees."""
+    if "://" in run:
+        raise ConfigError(
+            f"run: the engine of {what} reads its adapter from a folder that its machine sees. Got {run!r}."
+        )
 
 
 def engine_resources(config: Config) -> dict[str, Any]:

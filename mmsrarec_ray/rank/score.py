@@ -17,7 +17,7 @@ import ray
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables
-from mmsrarec_ray.models.engine import ERROR, asked, engine_cpus, engines_heard, require_cpus
+from mmsrarec_ray.models.engine import ERROR, adapter_arguments, asked, engine_cpus, engines_heard, require_cpus
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.rank.ask import Asker, p_yes
 from mmsrarec_ray.rank.catalogue import Catalogue
@@ -62,7 +62,7 @@ def score(
         compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
         num_cpus=1,
     )
-    lora = {"enable_lora": True, "max_lora_rank": config.tune_recommender.lora.rank} if adapter else {}
+    lora = adapter_arguments(config.tune_recommender.lora) if adapter else {}
     answers = asked(config, _answer, **lora)(requests)
     found = [np.full(len(each), math.nan) for each in candidates]
     progress, done = Progress("score", sum(map(len, candidates)), "candidates"), 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar
 
 from mmsrarec_ray import workers
+from mmsrarec_ray.adapters import FACTS, take_facts
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
@@ -14,7 +14,7 @@ from mmsrarec_ray.models.load import fingerprint, source
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.examples import write_examples
-from mmsrarec_ray.rank.tune import CHECKPOINTS, FACTS, Task, work
+from mmsrarec_ray.rank.tune import Task, work
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
@@ -29,7 +29,8 @@ class TuneRecommender(Stage):
     name: ClassVar[str] = "tune_recommender"
     artefact: ClassVar[str] = "recommender"
     code: ClassVar[tuple[str, ...]] = (
-        *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/examples", "rank/tune", "workers"),
+        *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/examples", "rank/tune"),
+        *("adapters", "workers"),
         *("data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
         *("models/load", "models/engine", "summarize/prompts"),
     )
@@ -54,9 +55,7 @@ class TuneRecommender(Stage):
         return {"name": "trl", **{library: version(library) for library in libraries}}
 
     def resources(self) -> dict[str, Any]:
-        t = self.config.train
-        each = f"{t.workers} worker(s) of {t.cpus:g} CPU" + (" and 1 GPU" if t.gpu else "")
-        return {"training": each, "CPU": max(t.workers * t.cpus, self._cpus()), "GPU": t.workers * int(t.gpu)}
+        return workers.resources(self.config.train, at_least=self._cpus())
 
     def _cpus(self) -> float:
         """Logical CPUs without which the writing of examples would wait for ever: writers, one reading task."""
@@ -82,9 +81,7 @@ class TuneRecommender(Stage):
         if not out.exists(FACTS):  # else a run was killed when all but the manifest was there
             task = Task(self.config, catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
             workers.run("tune_recommender", work, {"task": ray.put(task)}, self.config.train)
-        facts = json.loads(out.read_bytes(FACTS))
-        (out / CHECKPOINTS).remove()
-        out.filesystem.delete_file(out.file(FACTS))  # equal weights shall be an equal artefact; the manifest has them
+        facts = take_facts(out)
         say(
             f"tune_recommender: {facts['steps']:,} steps, loss {facts['train_loss']:.4f}, on validation users "
             f"{facts['validation_loss']:.4f} with {facts['validation_accuracy']:.1%} of the answers right"

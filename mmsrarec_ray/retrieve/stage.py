@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from mmsrarec_ray import workers
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.log import Cases, Log, Sequences, read_log
 from mmsrarec_ray.data.parts import to_parquet
@@ -54,9 +55,7 @@ class Retrieve(Stage):
         return {"name": "torch", "version": torch.__version__, "faiss": faiss.__version__}
 
     def resources(self) -> dict[str, Any]:
-        t = self.config.train
-        each = f"{t.workers} worker(s) of {t.cpus:g} CPU" + (" and 1 GPU" if t.gpu else "")
-        return {"training": each, "CPU": t.workers * t.cpus, "GPU": t.workers * int(t.gpu)}
+        return workers.resources(self.config.train, at_least=1)
 
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         out.clear()

@@ -21,7 +21,7 @@ from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.parts import write_part
 from mmsrarec_ray.data.schemas import FAILURES, KEYWORDS
 from mmsrarec_ray.metrics import Metrics
-from mmsrarec_ray.models.engine import ERROR, asked, engines_heard
+from mmsrarec_ray.models.engine import ERROR, adapter_arguments, asked, engines_heard
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.keywords import parse
@@ -40,10 +40,12 @@ _PART = pa.schema([("summarised", pa.int64()), ("errors", pa.list_(pa.string()))
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every keyword row names: the weights and the prompt it comes from."""
+    """What every keyword row names, the weights and the prompt it comes from; and where the adapter lies."""
 
     model: str
     prompt_version: str
+    adapter: str | None = None
+    """The local folder of the summariser's adapter; None for the model as it is."""
 
 
 def count_pending(items: Items, known: np.ndarray) -> tuple[int, int]:
@@ -73,13 +75,14 @@ def summarise(
     )
     rendered = fresh.map_batches(
         _Render,
-        fn_constructor_args=(config,),
+        fn_constructor_args=(config, recipe.adapter),
         batch_size=config.engine.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
         num_cpus=1,
     )
-    written = asked(config, _answer)(rendered).map_batches(
+    lora = adapter_arguments(config.tune_summarizer.lora) if recipe.adapter else {}
+    written = asked(config, _answer, **lora)(rendered).map_batches(
         _write, fn_args=(recipe, out), batch_size=config.summarize.rows_per_part, batch_format="numpy"
     )
     done = 0
@@ -95,10 +98,10 @@ def _drop_known(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
     return batch.filter(pa.array(~contains(ray.get(known), keys(batch))))
 
 
-def failure(item: dict[str, Any], error: str, message: str) -> dict[str, Any]:
+def failure(item: dict[str, Any], error: str, message: str, stage: str = "summarize") -> dict[str, Any]:
     """A row of the failures table."""
     return {
-        "stage": "summarize",
+        "stage": stage,
         "table": "items",
         "id": item["item_id"],
         "error": error,
@@ -107,19 +110,21 @@ def failure(item: dict[str, Any], error: str, message: str) -> dict[str, Any]:
     }
 
 
-def _write_failures(out: Folder, failures: list[dict[str, Any]]) -> None:
-    write_part(out / FAILURE_PARTS, pa.Table.from_pylist(failures, FAILURES), ["id"])
+def write_failures(folder: Folder, failures: list[dict[str, Any]]) -> None:
+    """Write rows of the failures table as one part."""
+    write_part(folder, pa.Table.from_pylist(failures, FAILURES), ["id"])
 
 
 class _Render:
     """CPU actor: decodes pictures and renders prompts. An item that cannot be rendered goes on as an error."""
 
-    def __init__(self, config: Config):
-        self.render = Renderer(config)
+    def __init__(self, config: Config, adapter: str | None):
+        self.render, self.adapter = Renderer(config), adapter
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         rows = [self._request(item) for item in batch.to_pylist()]
-        return {name: [row[name] for row in rows] for name in _REQUEST_COLUMNS}
+        adapter = {"model": [self.adapter] * len(rows)} if self.adapter else {}
+        return {name: [row[name] for row in rows] for name in _REQUEST_COLUMNS} | adapter
 
     def _request(self, item: dict[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = dict.fromkeys(_REQUEST_COLUMNS)
@@ -155,7 +160,7 @@ def _write(batch: dict[str, np.ndarray], recipe: Recipe, out: Folder) -> pa.Tabl
             kind, _, message = str(error).partition(": ")
             failures.append(failure(row, kind, message))
     write_part(out / KEYWORD_PARTS, pa.Table.from_pylist(keywords, KEYWORDS), ["item_id"])
-    _write_failures(out, failures)
+    write_failures(out / FAILURE_PARTS, failures)
     tokens = sum(row["tokens"] for row in keywords)
     errors = [row["error"] for row in failures]
     return pa.Table.from_pylist([{"summarised": len(keywords), "errors": errors, "tokens": tokens}], _PART)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from mmsrarec_ray.adapters import ADAPTER, ADAPTER_WEIGHTS
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.metrics import Metrics
-from mmsrarec_ray.models.engine import engine_cpus, engine_resources, require_cpus
+from mmsrarec_ray.models.engine import engine_cpus, engine_resources, require_cpus, require_folder
 from mmsrarec_ray.models.load import engine_identity, fingerprint, source
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, Folder, Run
@@ -16,6 +17,7 @@ from mmsrarec_ray.summarize.contact_sheet import write_contact_sheet
 from mmsrarec_ray.summarize.pipeline import FAILURE_PARTS, KEYWORD_PARTS, Recipe, count_pending, summarise
 from mmsrarec_ray.summarize.render import prompt_version
 from mmsrarec_ray.summarize.reuse import Items
+from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 
 STAGING = "staging"
 
@@ -32,7 +34,8 @@ class Summarize(Stage):
     )
 
     def requires(self) -> list[Stage]:
-        return [Prepare(self.config)]
+        tuned = [TuneSummarizer(self.config)] if self.config.summarize.tuned else []
+        return [Prepare(self.config), *tuned]
 
     def settings(self) -> dict[str, Any]:
         c = self.config
@@ -50,12 +53,14 @@ class Summarize(Stage):
 
     def check(self) -> None:
         source(self.config.model)
+        if self.config.summarize.tuned:
+            require_folder(self.config.run, "tuned summaries")
 
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         require_cpus(self.name, engine_cpus(self.config))
         dataset = inputs["dataset"].folder
         items = Items(dataset, finish.parquet_files(dataset / "items"))
-        recipe = Recipe(fingerprint(self.config.model), prompt_version(self.config))
+        recipe = self._recipe(inputs.get("summarizer"))
         staging = out / STAGING
         earlier = None if self.fresh else self._earlier(recipe)
         (out if self.fresh else staging / FAILURE_PARTS).clear()
@@ -70,7 +75,16 @@ class Summarize(Stage):
         _check_counts(total, counts)
         staging.remove()
         write_contact_sheet(self.config, items, out)
-        return Outcome({"in": total, **counts, "reused": total - pending}, metrics | vars(recipe))
+        made = {"model": recipe.model, "prompt_version": recipe.prompt_version}
+        return Outcome({"in": total, **counts, "reused": total - pending}, metrics | made)
+
+    def _recipe(self, summarizer: Artefact | None) -> Recipe:
+        """The weights are those of the model, and of the adapter where there is one."""
+        weights, version = fingerprint(self.config.model), prompt_version(self.config)
+        if summarizer is None:
+            return Recipe(weights, version)
+        adapter = summarizer.manifest.files[f"{ADAPTER}/{ADAPTER_WEIGHTS}"].sha256[:20]
+        return Recipe(f"{weights}+{adapter}", version, (summarizer.folder / ADAPTER).path)
 
     def _earlier(self, recipe: Recipe) -> Artefact | None:
         """The newest keywords of this run folder made with the same weights and prompt."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
+from mmsrarec_ray.adapters import ADAPTER, CHECKPOINTS
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.parts import read_part, read_parts
@@ -26,8 +23,8 @@ from mmsrarec_ray.job import execute, plan
 from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.pipeline import SUMMARY, Pipeline
 from mmsrarec_ray.rank.stage import TuneRecommender
-from mmsrarec_ray.rank.tune import ADAPTER, CHECKPOINTS
 from mmsrarec_ray.store import Artefact, Folder, Run
+from tests.kills import Killer
 
 ITEMS, USERS = 40, 120
 SETTINGS = (
@@ -38,22 +35,6 @@ SETTINGS = (
     *("rank.shortlist=6", "rank.candidate=keywords"),
     *("evaluate.methods=[popularity, mmsrarec]", "evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
 )
-
-
-class Killer(threading.Thread):
-    """Kills a training worker as soon as a whole checkpoint is in the folder."""
-
-    def __init__(self, folder: Path):
-        super().__init__(daemon=True)
-        self.folder, self.killed_after = folder, 0
-
-    def run(self) -> None:
-        while not (whole := sorted((self.folder / CHECKPOINTS).glob("*/complete"))):
-            time.sleep(0.02)
-        ours = psutil.Process(os.getpid()).children(recursive=True)
-        workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
-        self.killed_after = int(whole[-1].parent.name)
-        workers[-1].kill()
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText
 
+from mmsrarec_ray.adapters import adapted_modules
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.shop.generate import item_row, shop_of, truth_row
 from mmsrarec_ray.models.load import TINY
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.score import score
-from mmsrarec_ray.rank.tune import adapted_modules
 
 ITEMS = 30
 MODULES = ("q_proj", "v_proj", "down_proj")

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mmsrarec_ray.evaluate import intervals
-from mmsrarec_ray.evaluate.intervals import interval, paired
+from mmsrarec_ray import intervals
+from mmsrarec_ray.intervals import interval, paired
 
 
 def test_without_spread_the_interval_is_a_point() -> None:

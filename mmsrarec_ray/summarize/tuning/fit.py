@@ -1,0 +1,148 @@
+"""Tuning the summaries by rewards: TRL's GRPOTrainer in Ray Train workers, a LoRA adapter (arXiv:2402.03300).
+
+Every update samples its own answers, so a checkpoint always stands between two generations. All that is random in a
+step is seeded by the step and the worker: a fit that was killed samples the same answers again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmsrarec_ray.adapters import (
+    checkpoint_keeper,
+    load_base,
+    lora_config,
+    newest_checkpoint,
+    training_arguments,
+    write_result,
+)
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.splits import TEST, TRAIN, VALIDATION
+from mmsrarec_ray.models.load import source
+from mmsrarec_ray.store import Folder
+from mmsrarec_ray.summarize.render import grammar
+from mmsrarec_ray.summarize.tuning.answers import Answerer
+from mmsrarec_ray.summarize.tuning.examples import Examples
+from mmsrarec_ray.summarize.tuning.judge import compare, write_report
+from mmsrarec_ray.summarize.tuning.logs import Evaluations, trackers
+from mmsrarec_ray.summarize.tuning.rewards import Reward
+from mmsrarec_ray.summarize.tuning.terms import terms_of, weights_of
+
+_STEPS = 1_000_000  # more than any training has: seeds of two steps never meet
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the workers learn. examples: a folder a split; out: where the adapter goes; logs: where curves go."""
+
+    config: Config
+    examples: Folder
+    out: Folder
+    logs: Folder
+
+
+def work(loop: dict[str, Any]) -> None:
+    """What each Ray Train worker does. loop: a `task`, and `lines`, which takes lines for people."""
+    import ray.train
+
+    task: Task = loop["task"]
+    if not task.config.train.gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    context = ray.train.get_context()
+    with tempfile.TemporaryDirectory(prefix="mmsrarec-tune-") as scratch:
+        _Tuning(task, Path(scratch), context.get_world_rank(), context.get_world_size(), loop["lines"].put).run()
+
+
+class _Tuning:
+    """One tuning on one worker."""
+
+    def __init__(self, task: Task, scratch: Path, rank: int, size: int, report: Callable[[str], None]):
+        from transformers import AutoProcessor
+
+        self.task, self.scratch, self.rank, self.size = task, scratch, rank, size
+        self.config, self.settings = task.config, task.config.tune_summarizer
+        self.report = report if rank == 0 else lambda line: None
+        model = task.config.model
+        self.processor = AutoProcessor.from_pretrained(source(model), revision=model.revision)
+        control = tuple(self.processor.tokenizer.get_added_vocab())
+        self.examples = {
+            split: Examples(task.config, task.examples / split, control) for split in (TRAIN, VALIDATION, TEST)
+        }
+
+    def run(self) -> None:
+        frozen = load_base(self.config).eval().requires_grad_(False)
+        terms = terms_of(self.config, frozen, self.processor, self.examples[TRAIN].texts())
+        answerer = Answerer(self.config, self.processor, terms)
+        trainer = self._trainer(terms)
+        logs = self.task.logs if self.rank == 0 else None
+        trainer.add_callback(Evaluations(trainer, answerer, self.examples[VALIDATION], self.settings.eval_steps, logs))
+        resume, step = newest_checkpoint(self.task.out, self.scratch / "resume")
+        if resume:
+            self.report(f"tune_summarizer: goes on from step {step:,}")
+        trainer.train(resume_from_checkpoint=resume)
+        before, after = (answerer(trainer, self.examples[TEST], tuned) for tuned in (False, True))
+        report = compare(self.config, self.examples[TEST], before, after)
+        if self.rank == 0:
+            write_report(report, self.task.out)
+        facts = {"steps": trainer.state.global_step, "resumed_at": step, "test": report}
+        write_result(trainer, facts, self.task.out, self.scratch, self.rank)
+
+    def _trainer(self, rewards: dict[str, Reward]) -> Any:
+        from trl import GRPOConfig, GRPOTrainer
+
+        weights = weights_of(self.config)
+        functions: list[Any] = [rewards[name] for name in weights]
+        return GRPOTrainer(
+            model=load_base(self.config),
+            reward_funcs=functions,
+            args=GRPOConfig(
+                **training_arguments(self.config, self.settings, self.size, self.scratch),
+                **self._sampling(),
+                max_steps=self.settings.steps,
+                num_generations=self.settings.generations,
+                temperature=self.settings.temperature,
+                max_completion_length=self.settings.max_tokens,
+                mask_truncated_completions=True,
+                beta=self.settings.beta,
+                loss_type="grpo",
+                reward_weights=list(weights.values()),
+                report_to=[],
+            ),
+            train_dataset=self.examples[TRAIN].dataset(),
+            processing_class=self.processor,
+            peft_config=lora_config(self.settings.lora),
+            callbacks=[
+                _seeded(self.settings.seed, self.rank),
+                checkpoint_keeper(self.task.out, self.rank),
+                *trackers(self.config, self.task.logs, self.rank, self.report),
+            ],
+        )
+
+    def _sampling(self) -> dict[str, Any]:
+        """Who samples the answers. vLLM holds them to the grammar; transformers samples freely, and `form` charges."""
+        s = self.settings
+        if s.generation == "transformers":
+            return {}
+        forms = [grammar(self.config).regex(*form) for form in ((True, True), (True, False), (False, True))]
+        where: dict[str, Any] = {"vllm_mode": "server", "vllm_server_base_url": s.vllm_server}
+        if s.generation == "vllm_colocate":
+            where = {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": s.vllm_memory}
+        regex = "|".join(f"({form})" for form in forms)
+        length = self.config.model.max_model_len
+        return {"use_vllm": True, "vllm_structured_outputs_regex": regex, "vllm_max_model_length": length} | where
+
+
+def _seeded(seed: int, rank: int) -> Any:
+    """A callback that seeds what is drawn in a step by the step."""
+    from transformers import TrainerCallback, set_seed
+
+    class Seeded(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            set_seed(((seed * _STEPS + state.global_step) * 1_009 + rank) % 2**32)
+
+    return Seeded()
