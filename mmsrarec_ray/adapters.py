@@ -35,6 +35,13 @@ def load_base(config: Config) -> Any:
     )
 
 
+def load_processor(config: Config) -> Any:
+    """Its processor: tokenizer, chat template and pictures."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(source(config.model), revision=config.model.revision)
+
+
 def lora_config(lora: Lora) -> Any:
     """PEFT's configuration."""
     from peft import LoraConfig

@@ -12,12 +12,14 @@ from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
+from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 
 SUMMARY = "summary.json"
 
 
 class Pipeline(Stage):
-    """Run every stage: prepare, summarize, retrieve, tune_recommender, evaluate. What is up to date is skipped."""
+    """Run every stage: prepare, tune_summarizer where summaries are tuned, summarize, retrieve, tune_recommender,
+    evaluate. What is up to date is skipped."""
 
     name: ClassVar[str] = "pipeline"
     artefact: ClassVar[str] = "pipeline"
@@ -25,7 +27,9 @@ class Pipeline(Stage):
     force_all: ClassVar[bool] = True
 
     def requires(self) -> list[Stage]:
-        return [stage(self.config) for stage in (Prepare, Summarize, Retrieve, TuneRecommender, Evaluate)]
+        tuning = (TuneSummarizer,) if self.config.summarize.tuned else ()
+        stages = (Prepare, *tuning, Summarize, Retrieve, TuneRecommender, Evaluate)
+        return [stage(self.config) for stage in stages]
 
     def settings(self) -> dict[str, Any]:
         return {}

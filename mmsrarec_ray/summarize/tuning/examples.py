@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -127,9 +126,11 @@ class Example:
 class Examples:
     """The examples of a split, in the order of their ids; pictures are decoded when they are asked for."""
 
-    def __init__(self, config: Config, folder: Folder, control_tokens: Sequence[str]):
+    def __init__(self, config: Config, folder: Folder, processor: Any):
+        """processor: of the model that is asked."""
         self.table = read_parts(folder, list(_COLUMNS)).sort_by("item_id")
-        self.settings, self.control_tokens = config.summarize, control_tokens
+        self.settings, self.processor = config.summarize, processor
+        self.control_tokens = tuple(processor.tokenizer.get_added_vocab())
         limits = ImageLimits(config.data.max_image_bytes, config.data.max_image_pixels)
         self._pictured = np.flatnonzero(_given(self.table, "image") | _given(self.table, "image_uri"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from mmsrarec_ray.adapters import (
     checkpoint_keeper,
     load_base,
+    load_processor,
     lora_config,
     newest_checkpoint,
     training_arguments,
@@ -23,7 +24,6 @@ from mmsrarec_ray.adapters import (
 )
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.splits import TEST, TRAIN, VALIDATION
-from mmsrarec_ray.models.load import source
 from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.render import grammar
 from mmsrarec_ray.summarize.tuning.answers import Answerer
@@ -62,25 +62,27 @@ class _Tuning:
     """One tuning on one worker."""
 
     def __init__(self, task: Task, scratch: Path, rank: int, size: int, report: Callable[[str], None]):
-        from transformers import AutoProcessor
-
         self.task, self.scratch, self.rank, self.size = task, scratch, rank, size
         self.config, self.settings = task.config, task.config.tune_summarizer
         self.report = report if rank == 0 else lambda line: None
-        model = task.config.model
-        self.processor = AutoProcessor.from_pretrained(source(model), revision=model.revision)
-        control = tuple(self.processor.tokenizer.get_added_vocab())
+        self.processor = load_processor(task.config)
         self.examples = {
-            split: Examples(task.config, task.examples / split, control) for split in (TRAIN, VALIDATION, TEST)
+            split: Examples(task.config, task.examples / split, self.processor) for split in (TRAIN, VALIDATION, TEST)
         }
 
     def run(self) -> None:
         frozen = load_base(self.config).eval().requires_grad_(False)
         terms = terms_of(self.config, frozen, self.processor, self.examples[TRAIN].texts())
         answerer = Answerer(self.config, self.processor, terms)
-        trainer = self._trainer(terms)
+        trainer = trainer_of(self.config, self.examples[TRAIN], terms, self.size, self.scratch)
         logs = self.task.logs if self.rank == 0 else None
-        trainer.add_callback(Evaluations(trainer, answerer, self.examples[VALIDATION], self.settings.eval_steps, logs))
+        for callback in (
+            _seeded(self.settings.seed, self.rank),
+            checkpoint_keeper(self.task.out, self.rank),
+            *trackers(self.config, self.task.logs, self.rank, self.report),
+            Evaluations(trainer, answerer, self.examples[VALIDATION], self.settings.eval_steps, logs),
+        ):
+            trainer.add_callback(callback)
         resume, step = newest_checkpoint(self.task.out, self.scratch / "resume")
         if resume:
             self.report(f"tune_summarizer: goes on from step {step:,}")
@@ -92,49 +94,50 @@ class _Tuning:
         facts = {"steps": trainer.state.global_step, "resumed_at": step, "test": report}
         write_result(trainer, facts, self.task.out, self.scratch, self.rank)
 
-    def _trainer(self, rewards: dict[str, Reward]) -> Any:
-        from trl import GRPOConfig, GRPOTrainer
 
-        weights = weights_of(self.config)
-        functions: list[Any] = [rewards[name] for name in weights]
-        return GRPOTrainer(
-            model=load_base(self.config),
-            reward_funcs=functions,
-            args=GRPOConfig(
-                **training_arguments(self.config, self.settings, self.size, self.scratch),
-                **self._sampling(),
-                max_steps=self.settings.steps,
-                num_generations=self.settings.generations,
-                temperature=self.settings.temperature,
-                max_completion_length=self.settings.max_tokens,
-                mask_truncated_completions=True,
-                beta=self.settings.beta,
-                loss_type="grpo",
-                reward_weights=list(weights.values()),
-                report_to=[],
-            ),
-            train_dataset=self.examples[TRAIN].dataset(),
-            processing_class=self.processor,
-            peft_config=lora_config(self.settings.lora),
-            callbacks=[
-                _seeded(self.settings.seed, self.rank),
-                checkpoint_keeper(self.task.out, self.rank),
-                *trackers(self.config, self.task.logs, self.rank, self.report),
-            ],
-        )
+def trainer_of(config: Config, examples: Examples, terms: Mapping[str, Reward], workers: int, scratch: Path) -> Any:
+    """TRL's GRPOTrainer with a new adapter. terms: at least those that the settings give a weight."""
+    from trl import GRPOConfig, GRPOTrainer
 
-    def _sampling(self) -> dict[str, Any]:
-        """Who samples the answers. vLLM holds them to the grammar; transformers samples freely, and `form` charges."""
-        s = self.settings
-        if s.generation == "transformers":
-            return {}
-        forms = [grammar(self.config).regex(*form) for form in ((True, True), (True, False), (False, True))]
-        where: dict[str, Any] = {"vllm_mode": "server", "vllm_server_base_url": s.vllm_server}
-        if s.generation == "vllm_colocate":
-            where = {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": s.vllm_memory}
-        regex = "|".join(f"({form})" for form in forms)
-        length = self.config.model.max_model_len
-        return {"use_vllm": True, "vllm_structured_outputs_regex": regex, "vllm_max_model_length": length} | where
+    settings, weights = config.tune_summarizer, weights_of(config)
+    rewards: list[Any] = [terms[name] for name in weights]
+    return GRPOTrainer(
+        model=load_base(config),
+        reward_funcs=rewards,
+        args=GRPOConfig(
+            **training_arguments(config, settings, workers, scratch),
+            **_sampling(config),
+            max_steps=settings.steps,
+            num_generations=settings.generations,
+            temperature=settings.temperature,
+            max_completion_length=settings.max_tokens,
+            mask_truncated_completions=True,
+            beta=settings.beta,
+            loss_type="grpo",
+            reward_weights=list(weights.values()),
+            report_to=[],
+        ),
+        train_dataset=examples.dataset(),
+        processing_class=examples.processor,
+        peft_config=lora_config(settings.lora),
+    )
+
+
+def _sampling(config: Config) -> dict[str, Any]:
+    """Who samples the answers. vLLM holds them to the grammar; transformers samples freely, and `form` charges."""
+    s = config.tune_summarizer
+    if s.generation == "transformers":
+        return {}
+    forms = [grammar(config).regex(*form) for form in ((True, True), (True, False), (False, True))]
+    where: dict[str, Any] = {"vllm_mode": "server", "vllm_server_base_url": s.vllm_server}
+    if s.generation == "vllm_colocate":
+        where = {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": s.vllm_memory}
+    regex = "|".join(f"({form})" for form in forms)
+    return {
+        "use_vllm": True,
+        "vllm_structured_outputs_regex": regex,
+        "vllm_max_model_length": config.model.max_model_len,
+    } | where
 
 
 def _seeded(seed: int, rank: int) -> Any:
