@@ -429,6 +429,12 @@ class TuneSummarizer(Tuning):
     """An answer that reaches so many tokens is cut: it is counted, lowers the baseline, and is not learnt from."""
     beta: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the KL divergence from the untuned model in the loss; with 0 it is neither held nor measured."""
+    entropy: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy of the answers' tokens in the loss: a model that is sure of its answers explores nothing
+    without it."""
+    edits: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the sampled answers that lose a keyword, drawn at random, before they are judged: so a sure model tries
+    to say less. 0 is GRPO alone, and so is sampling by vLLM."""
     reward: Literal["grounded", "paper"] = "grounded"
     """Which sum of rewards is learnt from: `tune_summarizer.grounded` or `tune_summarizer.paper`. To both is added -1
     for an answer that is not in the form of the grammar."""

@@ -6,6 +6,7 @@ step is seeded by the step and the worker: a fit that was killed samples the sam
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.render import grammar
 from mmsrarec_ray.summarize.tuning.answers import Answerer
 from mmsrarec_ray.summarize.tuning.examples import Examples
+from mmsrarec_ray.summarize.tuning.explore import exploring_trainer
 from mmsrarec_ray.summarize.tuning.judge import compare, write_report
 from mmsrarec_ray.summarize.tuning.logs import Evaluations, trackers
 from mmsrarec_ray.summarize.tuning.rewards import Reward
@@ -97,11 +99,11 @@ class _Tuning:
 
 def trainer_of(config: Config, examples: Examples, terms: Mapping[str, Reward], workers: int, scratch: Path) -> Any:
     """TRL's GRPOTrainer with a new adapter. terms: at least those that the settings give a weight."""
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
     settings, weights = config.tune_summarizer, weights_of(config)
     rewards: list[Any] = [terms[name] for name in weights]
-    return GRPOTrainer(
+    return exploring_trainer(settings.edits)(
         model=load_base(config),
         reward_funcs=rewards,
         args=GRPOConfig(
@@ -113,14 +115,27 @@ def trainer_of(config: Config, examples: Examples, terms: Mapping[str, Reward], 
             max_completion_length=settings.max_tokens,
             mask_truncated_completions=True,
             beta=settings.beta,
+            entropy_coef=settings.entropy,
             loss_type="grpo",
             reward_weights=list(weights.values()),
             report_to=[],
         ),
         train_dataset=examples.dataset(),
-        processing_class=examples.processor,
+        processing_class=_mixed(examples.processor),
         peft_config=lora_config(settings.lora),
     )
+
+
+def _mixed(processor: Any) -> Any:
+    """The processor for batches in which some items have no picture: TRL says None of these, and it wants a list."""
+
+    class Mixed(type(processor)):  # type: ignore[misc]
+        def __call__(self, images: Any = None, **more: Any) -> Any:
+            return super().__call__(images=images and [each or [] for each in images], **more)
+
+    mixed = copy.copy(processor)
+    mixed.__class__ = Mixed
+    return mixed
 
 
 def _sampling(config: Config) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""What a policy that is sure of its answers would never try: answers of its own, with a keyword left out.
+
+A model that says the same in every sample has groups without differences, and learns nothing from them, however much it
+could save. So a share of the answers is edited after sampling: one keyword, drawn at random, is taken out. Where what
+is left earns more than the mean of its group, the policy moves towards it; where it earns less, it is forgotten: the
+policy need not be taught not to say what it does not say. Edited answers are not the policy's own samples, so this is
+policy gradient with proposals, not GRPO alone: with a share of 0 it is GRPO.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from mmsrarec_ray.summarize.keywords import halves, render
+
+
+def without_one(answer: str, draw: Random) -> str:
+    """The answer without one of its keywords, of a half that has several; as it is where there is none such."""
+    try:
+        said = halves(answer)
+    except ValueError:
+        return answer
+    places = [(half, place) for half, words in said.items() if len(words) > 1 for place in range(len(words))]
+    if not places:
+        return answer
+    half, place = draw.choice(places)
+    said[half] = said[half][:place] + said[half][place + 1 :]
+    return render(said.get("image", ()), said.get("text", ()))
+
+
+def exploring_trainer(share: float) -> Any:
+    """TRL's GRPOTrainer, or a subclass in which so many of the answers that it samples itself lose a keyword."""
+    import torch
+    from trl import GRPOTrainer
+
+    if not share:
+        return GRPOTrainer
+
+    class Exploring(GRPOTrainer):
+        # Where answers are sampled by vLLM, their log probabilities come with them, and an edit has none.
+        def _generate_single_turn(self, *arguments: Any, **more: Any) -> Any:
+            completions, logs = super()._generate_single_turn(*arguments, **more)
+            self.edited = torch.zeros(len(completions), dtype=torch.bool)
+            if logs is None and self.model.training:  # type: ignore[union-attr]
+                draw = Random(f"{self.args.seed} {self.state.global_step} {self.args.process_index}")
+                chosen = [draw.random() < share for _ in completions]
+                tried = [self._edit(ids, draw) if edit else ids for ids, edit in zip(completions, chosen, strict=True)]
+                self.edited = torch.tensor([new != old for new, old in zip(tried, completions, strict=True)])
+                completions = tried
+            return completions, logs
+
+        def _edit(self, ids: list[int], draw: Random) -> list[int]:
+            if ids[-1] not in self.eos_token_ids:
+                return ids  # it was cut off
+            answer = self._tokenizer.decode(ids, skip_special_tokens=True)
+            edited = without_one(answer, draw)
+            return ids if edited == answer else [*self._tokenizer.encode(edited, add_special_tokens=False), ids[-1]]
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            batch = super()._generate_and_score_completions(inputs)
+            worse = self.edited.to(batch["advantages"].device) & (batch["advantages"] <= 0)
+            batch["completion_mask"] = batch["completion_mask"] * ~worse[:, None]
+            return batch
+
+    return Exploring
