@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 from mmsrarec_ray.store import Run
 from mmsrarec_ray.summarize.contact_sheet import HTML
 
+_TUNED = ("reward", "answer_tokens")
+
 
 def main(run: str) -> None:
     keywords = Run.at(run).published("keywords")[0]
@@ -20,6 +22,13 @@ def main(run: str) -> None:
         print(f"{row['item_id']:12} {', '.join(row['image_keywords']):32} {', '.join(row['text_keywords'])}")
     counts = keywords.manifest.counts
     print(f"\n{counts['in']:,} items in, {counts['out']:,} with keywords, {counts['failed']:,} failed.")
+    for summarizer in Run.at(run).published("summarizer")[:1]:
+        measures = summarizer.manifest.metrics["test"]["measures"]
+        reward, length = ([measures[name][side]["value"] for side in ("before", "after")] for name in _TUNED)
+        print(
+            f"Tuned by rewards: {reward[0]:.2f} before, {reward[1]:.2f} after, on items that were not learnt from; "
+            f"{length[0]:.1f} tokens an answer before, {length[1]:.1f} after. More: {summarizer.folder.path}/report.md"
+        )
     print(f"Open the contact sheet in a browser: {folder / HTML}")
     print(f"The report: {Path(run) / 'evaluation' / 'report.md'}")
     print("Your own catalogue: docs/data.md; every setting: .venv/bin/python jobs/pipeline.py --help-config")

@@ -59,6 +59,7 @@ def until_shown(address: str, name: str, states: dict[str, int]) -> bool:
 
 def test_the_drawn_shop_becomes_keywords_as_one_ray_job(cluster: str, tmp_path: Path) -> None:
     command = ("python", "jobs/summarize.py", "--config", "configs/demo.yaml", f"run={tmp_path}", "shop.users=1000")
+    command += ("summarize.tuned=false",)
     code, last, output = submit(cluster, *command)
     assert code == 0, output
     assert last["status"] == "done"
