@@ -23,9 +23,10 @@ from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
+from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 
 PACKAGE = Path(mmsrarec_ray.__file__).parent
-CONFIG = load(None, ["data.format=shop", "run=/nowhere"])
+CONFIG = load(None, ["data.format=shop", "run=/nowhere", "summarize.tuned=true"])
 # Settings stand in the fingerprint by their values; the others decide no score.
 BESIDE = {"config", "errors", "job", "metrics", "progress", "store"}
 
@@ -52,7 +53,7 @@ def test_the_code_behind_a_score_is_all_that_it_imports(method: str) -> None:
     assert reached(files(stage.recipe.code) - {"evaluate/recipes"}) <= files(stage.code) | upstream(stage)
 
 
-@pytest.mark.parametrize("stage", [Prepare, Summarize, Retrieve, TuneRecommender])
+@pytest.mark.parametrize("stage", [Prepare, TuneSummarizer, Summarize, Retrieve, TuneRecommender])
 def test_the_code_behind_an_artefact_is_all_that_it_imports(stage: type[Stage]) -> None:
     made = stage(CONFIG)
     found = reached(files(made.code)) - files(made.code)
