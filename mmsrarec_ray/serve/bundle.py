@@ -10,15 +10,16 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from mmsrarec_ray.adapters import ADAPTER
 from mmsrarec_ray.config import Config, load_tree
 from mmsrarec_ray.errors import ArtefactError, ConfigError
 from mmsrarec_ray.models.load import fingerprint as model_fingerprint
 from mmsrarec_ray.pipeline import SUMMARY
-from mmsrarec_ray.rank.tune import ADAPTER
 from mmsrarec_ray.store import Artefact, Folder, Run, fingerprint
 
 PARTS = ("dataset", "keywords", "retriever", "recommender")
 _STAGES = {"dataset": "prepare", "keywords": "summarize", "retriever": "retrieve", "recommender": "tune_recommender"}
+_SUMMARIZER, _TUNING = "summarizer", "tune_summarizer"  # a part too, where the keywords are those of a tuned model
 _LARGE = "dataset"  # its checksums are not worked out anew: it may hold all pictures of a catalogue
 
 
@@ -71,6 +72,12 @@ class Bundle:
         """The local folder of the recommender's adapter."""
         return (self.parts["recommender"].folder / ADAPTER).path
 
+    @property
+    def summarizer(self) -> str | None:
+        """The local folder of the adapter that the keywords were made with; None where they are the model's own."""
+        part = self.parts.get(_SUMMARIZER)
+        return (part.folder / ADAPTER).path if part else None
+
     def folder(self, part: str) -> Folder:
         return self.parts[part].folder
 
@@ -103,7 +110,8 @@ def _of_summary(pipeline: Artefact, run: Run) -> dict[str, Artefact]:
         raise ArtefactError(f"{pipeline.folder.path}: there is no such pipeline, or it is unfinished.")
     summary = json.loads(pipeline.folder.read_bytes(SUMMARY))
     # The last name of a path, not the path: a run folder may have been moved as a whole.
-    return {name: run.artefact(name, summary[stage]["artefact"].rsplit("/", 1)[-1]) for name, stage in _STAGES.items()}
+    stages = _STAGES | ({_SUMMARIZER: _TUNING} if _TUNING in summary else {})
+    return {name: run.artefact(name, summary[stage]["artefact"].rsplit("/", 1)[-1]) for name, stage in stages.items()}
 
 
 def _newest(run: Run) -> dict[str, Artefact]:
@@ -113,14 +121,20 @@ def _newest(run: Run) -> dict[str, Artefact]:
             f"{run.folder.path}: expected a recommender, got none. Make one with jobs/pipeline.py or "
             "jobs/tune_recommender.py."
         )
-    made_from = recommenders[0].manifest.inputs
-    parts = {"recommender": recommenders[0]}
-    for name in PARTS[:-1]:
-        fitting = [each for each in run.published(name) if each.manifest.digest == made_from[name]]
-        if not fitting:
-            raise ArtefactError(f"{run.folder.file(name)}: expected the {name} the newest recommender was made from.")
-        parts[name] = fitting[0]
-    return {name: parts[name] for name in PARTS}
+    newest = recommenders[0]
+    parts = {name: _made_from(newest, name, run) for name in PARTS[:-1]} | {"recommender": newest}
+    if _SUMMARIZER in parts["keywords"].manifest.inputs:
+        parts[_SUMMARIZER] = _made_from(parts["keywords"], _SUMMARIZER, run)
+    return parts
+
+
+def _made_from(made: Artefact, name: str, run: Run) -> Artefact:
+    """What an artefact was made from, of this name."""
+    digest = made.manifest.inputs[name]
+    fitting = [each for each in run.published(name) if each.manifest.digest == digest]
+    if not fitting:
+        raise ArtefactError(f"{run.folder.file(name)}: expected the {name} that {made.folder.path} was made from.")
+    return fitting[0]
 
 
 def _check_made_from_each_other(parts: dict[str, Artefact]) -> None:

@@ -1,4 +1,4 @@
-"""vLLM's async engine of one replica: it scores candidates with the adapter and writes keywords without."""
+"""vLLM's async engine of one replica: it scores candidates with one adapter, writes keywords with another or none."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from mmsrarec_ray.serve.bundle import Bundle
 from mmsrarec_ray.summarize.keywords import Keywords, parse
 from mmsrarec_ray.summarize.render import Renderer
 
-_ADAPTER = 1  # vLLM numbers adapters from 1
+_RECOMMENDER, _SUMMARIZER = 1, 2  # vLLM numbers adapters from 1
 
 
 class Engine:
-    """One engine, base and adapter. The environment must be that of `models.load.engine_environment`."""
+    """One engine: the base, the recommender's adapter and, where keywords are those of a tuned model, the summarizer's.
+    The environment must be that of `models.load.engine_environment`."""
 
     def __init__(self, bundle: Bundle, catalogue: Shown):
         """catalogue: what questions need of items. Loads the weights, which takes from half a minute to minutes."""
@@ -28,12 +29,14 @@ class Engine:
         from vllm.lora.request import LoRARequest
 
         config = bundle.config
-        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.tune_recommender.lora.rank}
+        rank = max(config.tune_recommender.lora.rank, config.tune_summarizer.lora.rank if bundle.summarizer else 0)
+        lora = {"enable_lora": True, "max_loras": 1 + bool(bundle.summarizer), "max_lora_rank": rank}
         arguments = engine_arguments(config, **lora)
         self._engine = vllm.AsyncLLMEngine.from_engine_args(
             vllm.AsyncEngineArgs(model=source(config.model), **arguments), stat_loggers=_stat_loggers()
         )
-        self._adapter = LoRARequest("recommender", _ADAPTER, bundle.adapter)
+        self._recommender = LoRARequest("recommender", _RECOMMENDER, bundle.adapter)
+        self._summarizer = bundle.summarizer and LoRARequest("summarizer", _SUMMARIZER, bundle.summarizer)
         self._asker, self._renderer = Asker(config, catalogue), Renderer(config)
         self._number = itertools.count()
 
@@ -52,7 +55,7 @@ class Engine:
         Raises ValueError or OSError where it cannot be rendered or the answer does not parse.
         """
         request = await asyncio.to_thread(self._renderer, item)
-        output = await self._generate(request.tokens, request.image, _parameters(request.sampling), None)
+        output = await self._generate(request.tokens, request.image, _parameters(request.sampling), self._summarizer)
         return parse(output.outputs[0].text, request.image is not None, request.has_text)
 
     async def check_health(self) -> None:
@@ -67,7 +70,7 @@ class Engine:
         return [(self._asker.tokens(question), question) for question in questions]
 
     async def _score(self, tokens: list[int], question: Question) -> float:
-        output = await self._generate(tokens, question.image, _parameters(self._asker.sampling), self._adapter)
+        output = await self._generate(tokens, question.image, _parameters(self._asker.sampling), self._recommender)
         said = output.outputs[0].logprobs[0]
         yes, no = (said[token].logprob for token in self._asker.answers)
         return p_yes(yes, no)

@@ -18,10 +18,10 @@ import psutil
 import pytest
 import safetensors.numpy
 
+from mmsrarec_ray.adapters import ADAPTER
 from mmsrarec_ray.data.log import Log, read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
-from mmsrarec_ray.rank.tune import ADAPTER
 from mmsrarec_ray.serve.client import Client, ServiceError
 from mmsrarec_ray.serve.schemas import EventIn
 from mmsrarec_ray.serve.store import open_store
