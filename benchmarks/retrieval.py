@@ -25,8 +25,8 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 
-from mmsrarec_ray.config import Retrieve
 from mmsrarec_ray.retrieve.index import MomentIndex, Moments
+from mmsrarec_ray.settings import Retrieve
 
 Kind = Literal["exact", "hnsw", "ivf_pq"]
 KINDS: tuple[Kind, ...] = ("exact", "hnsw", "ivf_pq")

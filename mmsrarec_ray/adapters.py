@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsrarec_ray.config import Config, Lora, Tuning
+from mmsrarec_ray.config import Config
 from mmsrarec_ray.models.load import source
+from mmsrarec_ray.settings import Lora, Tuning
 from mmsrarec_ray.store import Folder
 
 ADAPTER, CHECKPOINTS, FACTS = "adapter", "checkpoints", "training.json"

@@ -21,11 +21,11 @@ import torch
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mmsrarec_ray import config
 from mmsrarec_ray.progress import say
+from mmsrarec_ray.settings import Train as TrainSettings
 
 
-def run(name: str, work: Callable[[dict[str, Any]], None], loop: dict[str, Any], settings: config.Train) -> None:
+def run(name: str, work: Callable[[dict[str, Any]], None], loop: dict[str, Any], settings: TrainSettings) -> None:
     """Call `work(loop)` on every worker of a process group, with threads and a queue for lines set.
 
     loop: what `work` needs; it gets `lines` as well, whose `put` says a line here. A worker that dies is replaced up to
@@ -48,7 +48,7 @@ def run(name: str, work: Callable[[dict[str, Any]], None], loop: dict[str, Any],
         ).fit()
 
 
-def resources(settings: config.Train, at_least: float) -> dict[str, Any]:
+def resources(settings: TrainSettings, at_least: float) -> dict[str, Any]:
     """What a stage with a fit asks of Ray, for its plan. at_least: logical CPUs that the rest of the stage holds."""
     each = f"{settings.workers} worker(s) of {settings.cpus:g} CPU" + (" and 1 GPU" if settings.gpu else "")
     cpus = max(settings.workers * settings.cpus, at_least)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from mmsrarec_ray.config import Config, Data
+from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.check import (
     PLACES,
     Staging,
@@ -43,6 +43,7 @@ from mmsrarec_ray.errors import ConfigError, InputError
 from mmsrarec_ray.fetch import FetchRules
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.progress import say
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Artefact, Folder, source_fingerprint
 
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from mmsrarec_ray.config import Split
 from mmsrarec_ray.data import splits
 from mmsrarec_ray.data.images import WEB_ADDRESS
 from mmsrarec_ray.data.partition import CoreSettings, alive, user_starts
 from mmsrarec_ray.data.parts import read_part, to_parquet, write_part
 from mmsrarec_ray.data.schemas import INTERACTIONS, ITEMS, USERS
+from mmsrarec_ray.settings import Split
 from mmsrarec_ray.store import Folder
 
 _TIME_BINS = 1_000_000

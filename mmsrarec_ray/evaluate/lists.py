@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from mmsrarec_ray.config import Evaluate
 from mmsrarec_ray.data.log import Cases, Log
 from mmsrarec_ray.data.negatives import untouched
 from mmsrarec_ray.data.schemas import LISTS
 from mmsrarec_ray.data.splits import hashes
 from mmsrarec_ray.errors import ConfigError, InputError
+from mmsrarec_ray.settings import Evaluate
 
 
 def pool_of(log: Log, settings: Evaluate) -> np.ndarray:

@@ -12,8 +12,6 @@ import pyarrow.compute as pc
 
 from mmsrarec_ray.adapters import ADAPTER
 from mmsrarec_ray.config import Config
-from mmsrarec_ray.config import Fusion as FusionSettings
-from mmsrarec_ray.config import FusionContent as FusionContentSettings
 from mmsrarec_ray.data.log import Log
 from mmsrarec_ray.data.parts import read_parts
 from mmsrarec_ray.data.shop.generate import Shop, shop_of
@@ -35,6 +33,8 @@ from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.settings import Fusion as FusionSettings
+from mmsrarec_ray.settings import FusionContent as FusionContentSettings
 from mmsrarec_ray.store import Artefact, Folder, Run, source_fingerprint
 from mmsrarec_ray.summarize.stage import Summarize
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmsrarec_ray.config import ContentKnn as ContentKnnSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.methods.neighbours import popularity_tie_break, profiles
 from mmsrarec_ray.models.sentences import embed
+from mmsrarec_ray.settings import ContentKnn as ContentKnnSettings
 
 
 class ContentKnn(Method):

@@ -11,13 +11,13 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from mmsrarec_ray.config import Fusion as FusionSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.methods.base import Dataset, Method, chunk_of
 from mmsrarec_ray.methods.neighbours import DECAY, profiles
 from mmsrarec_ray.models.sentences import embed
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
+from mmsrarec_ray.settings import Fusion as FusionSettings
 
 _HELD = 1 << 26  # features held at a time: 256 MiB
 _CASES = 10_000  # validation cases it is fitted on at most

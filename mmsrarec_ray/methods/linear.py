@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg
 
-from mmsrarec_ray.config import Ease as EaseSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.methods.neighbours import incidence, popularity_tie_break
+from mmsrarec_ray.settings import Ease as EaseSettings
 
 _MOST_ITEMS = 40_000  # two dense float32 matrices of that size are 13 GB
 

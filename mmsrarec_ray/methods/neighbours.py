@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from mmsrarec_ray.config import ItemKnn as ItemKnnSettings
-from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.data.log import Queries, Sequences
 from mmsrarec_ray.methods.base import Dataset, Method
+from mmsrarec_ray.settings import ItemKnn as ItemKnnSettings
+from mmsrarec_ray.settings import SessionKnn as SessionKnnSettings
 
 _ITEMS = 2_000  # whose cosines to all others are worked out at a time
 _TIE_BREAK = 1e-7  # of the most popular item: below the differences between similarities of all but huge items

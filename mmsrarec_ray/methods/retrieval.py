@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmsrarec_ray.config import Retrieval as RetrievalSettings
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.methods.neighbours import DECAY, popularity_tie_break, profiles
 from mmsrarec_ray.retrieve.index import Neighbours
 from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.settings import Retrieval as RetrievalSettings
 
 
 class Retrieval(Method):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.retrieve.encoders import load_encoder
 from mmsrarec_ray.retrieve.fit import EncoderTask, finished
 from mmsrarec_ray.retrieve.folders import encoder_folder
 from mmsrarec_ray.retrieve.train import train_encoders
+from mmsrarec_ray.settings import Encoder as EncoderSettings
+from mmsrarec_ray.settings import Train as TrainSettings
 from mmsrarec_ray.store import Run
 
 
@@ -20,7 +21,7 @@ class Sequential(Method):
     Items without a training interaction score just below all others.
     """
 
-    def __init__(self, kind: str, settings: config.Encoder, train: config.Train, seed: int, run: Run):
+    def __init__(self, kind: str, settings: EncoderSettings, train: TrainSettings, seed: int, run: Run):
         """kind: 'sasrec', 'gru4rec' or 'bert4rec'; run: where encoders are kept."""
         self.name = kind
         self.settings, self.train, self.seed, self.store = settings, train, seed, run

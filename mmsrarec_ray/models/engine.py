@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmsrarec_ray.config import Config, Lora
+from mmsrarec_ray.config import Config
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
+from mmsrarec_ray.settings import Lora
 
 ERROR = "__inference_error__"
 """The column in which ray.data.llm says why a row failed; '' where it did not."""

@@ -8,8 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mmsrarec_ray.config import Config, Engine, Model
+from mmsrarec_ray.config import Config
 from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.settings import Engine, Model
 
 TINY = Path(__file__).parent / "tiny"
 _NOT_WEIGHTS = {".md", ".txt"}  # documentation and logs beside a model do not change what it says

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Queries, Sequences
 from mmsrarec_ray.errors import ArtefactError, ConfigError
+from mmsrarec_ray.settings import Encoder as EncoderSettings
 from mmsrarec_ray.store import Folder
 
 WEIGHTS = "weights.safetensors"
@@ -96,7 +96,7 @@ class SequenceEncoder(nn.Module, ABC):
     kind: ClassVar[str]
     special_tokens: ClassVar[int] = 1
 
-    def __init__(self, settings: config.Encoder, vocabulary: Vocabulary):
+    def __init__(self, settings: EncoderSettings, vocabulary: Vocabulary):
         super().__init__()
         self.settings, self.vocabulary = settings, vocabulary
         self.start = len(vocabulary)
@@ -194,7 +194,7 @@ def load_encoder(folder: Folder) -> SequenceEncoder:
     about = json.loads(folder.read_bytes(ENCODER))
     tensors = safetensors.torch.load(folder.read_bytes(WEIGHTS))
     vocabulary = Vocabulary(tensors.pop("vocabulary").numpy(), about["n_items"])
-    encoder = KINDS[about["kind"]](config.Encoder.model_validate(about["settings"]), vocabulary)
+    encoder = KINDS[about["kind"]](EncoderSettings.model_validate(about["settings"]), vocabulary)
     encoder.load_state_dict(tensors)
     return encoder.eval()
 
@@ -236,7 +236,7 @@ class _Block(nn.Module):
     Attention weights are not dropped: with dropout torch has no fused kernel on the CPU.
     """
 
-    def __init__(self, settings: config.Encoder):
+    def __init__(self, settings: EncoderSettings):
         super().__init__()
         dim, self.heads = settings.dim, settings.heads
         self.before_attention, self.before_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -256,7 +256,7 @@ class _Block(nn.Module):
 class _Transformer(nn.Module):
     """Learned positions, a stack of blocks, and a norm at the end."""
 
-    def __init__(self, settings: config.Encoder, positions: int):
+    def __init__(self, settings: EncoderSettings, positions: int):
         super().__init__()
         if settings.dim % settings.heads:
             raise ConfigError(f"`heads` must divide `dim`, {settings.dim}. Got {settings.heads}.")
@@ -281,7 +281,7 @@ class SASRec(_NextItem):
 
     kind = "sasrec"
 
-    def __init__(self, settings: config.Encoder, vocabulary: Vocabulary):
+    def __init__(self, settings: EncoderSettings, vocabulary: Vocabulary):
         super().__init__(settings, vocabulary)
         self.transformer = _Transformer(settings, settings.max_length + 1)
 
@@ -295,7 +295,7 @@ class GRU4Rec(_NextItem):
 
     kind = "gru4rec"
 
-    def __init__(self, settings: config.Encoder, vocabulary: Vocabulary):
+    def __init__(self, settings: EncoderSettings, vocabulary: Vocabulary):
         super().__init__(settings, vocabulary)
         between = settings.dropout if settings.layers > 1 else 0.0
         self.gru = nn.GRU(settings.dim, settings.dim, settings.layers, batch_first=True, dropout=between)
@@ -315,7 +315,7 @@ class BERT4Rec(SequenceEncoder):
     kind = "bert4rec"
     special_tokens = 2
 
-    def __init__(self, settings: config.Encoder, vocabulary: Vocabulary):
+    def __init__(self, settings: EncoderSettings, vocabulary: Vocabulary):
         super().__init__(settings, vocabulary)
         self.mask = self.start + 1
         self.transformer = _Transformer(settings, settings.max_length + 2)

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import distributed
 
-from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Cases, Sequences
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.retrieve.encoders import ENCODER, KINDS, Batch, SequenceEncoder, Vocabulary, left_aligned
 from mmsrarec_ray.retrieve.validate import expected_ndcg, shares_above
+from mmsrarec_ray.settings import Encoder as EncoderSettings
 from mmsrarec_ray.store import Folder
 
 TRAINING = "training.json"
@@ -46,7 +46,7 @@ class EncoderTask:
 
     name: str
     kind: str
-    settings: config.Encoder
+    settings: EncoderSettings
     seed: int
     n_items: int
     train: Sequences
@@ -311,7 +311,7 @@ class Lessons:
     several, each beginning with the last item of the one before it, so that every item is a target once an epoch.
     """
 
-    def __init__(self, sequences: Sequences, settings: config.Encoder):
+    def __init__(self, sequences: Sequences, settings: EncoderSettings):
         size, lengths = settings.max_length, sequences.lengths
         windows = np.maximum(1, -(-(lengths - 1) // size))
         rows = np.repeat(np.arange(len(sequences)), windows)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Cases, Sequences
+from mmsrarec_ray.settings import Encoder as EncoderSettings
+from mmsrarec_ray.settings import Train as TrainSettings
 from mmsrarec_ray.store import Folder, Run, code_fingerprint, fingerprint
 
 _CODE = ("retrieve/encoders", "retrieve/fit", "retrieve/validate")
@@ -13,9 +14,9 @@ _CODE = ("retrieve/encoders", "retrieve/fit", "retrieve/validate")
 
 def encoder_folder(
     run: Run,
-    train_settings: config.Train,
+    train_settings: TrainSettings,
     kind: str,
-    settings: config.Encoder,
+    settings: EncoderSettings,
     seed: int,
     n_items: int,
     train: Sequences,

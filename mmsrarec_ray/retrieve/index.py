@@ -16,8 +16,8 @@ import faiss
 import numpy as np
 from pyarrow import fs as pafs
 
-from mmsrarec_ray.config import Retrieve
 from mmsrarec_ray.errors import ArtefactError, ConfigError, InputError
+from mmsrarec_ray.settings import Retrieve
 from mmsrarec_ray.store import Folder
 
 INDEX, MOMENTS, ABOUT = "index.faiss", "moments.npy", "index.json"

@@ -11,11 +11,12 @@ from typing import Any
 import ray
 import ray.train.torch
 
-from mmsrarec_ray import config, workers
+from mmsrarec_ray import workers
 from mmsrarec_ray.retrieve.fit import EncoderTask, Training, check, discard_checkpoints, finished, fit, read_training
+from mmsrarec_ray.settings import Train as TrainSettings
 
 
-def train_encoders(tasks: Sequence[EncoderTask], settings: config.Train) -> list[Training]:
+def train_encoders(tasks: Sequence[EncoderTask], settings: TrainSettings) -> list[Training]:
     """Train each encoder into its own folder and tell how it went, in the order of the tasks.
 
     Encoders whose folder holds finished weights are left alone; where all are, no worker starts. Ray must be

@@ -11,7 +11,6 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from mmsrarec_ray import config as settings
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.models.load import engine_environment
@@ -24,6 +23,7 @@ from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.service import Service
 from mmsrarec_ray.serve.store import check_address, open_store
+from mmsrarec_ray.settings import Deployment, Replicas
 
 _STICKY: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
@@ -97,13 +97,11 @@ def _lane(bundle: Bundle, store: str, prefix: str) -> list[serve.Application]:
     return [retriever.bind(bundle, store), ranker.bind(bundle, store)]
 
 
-def _deployed(
-    replica: type, name: str, scaling: settings.Replicas, actor: dict[str, Any], **more: Any
-) -> serve.Deployment:
+def _deployed(replica: type, name: str, scaling: Replicas, actor: dict[str, Any], **more: Any) -> serve.Deployment:
     return serve.deployment(name=name, ray_actor_options=actor, **_scaled(scaling), **more)(replica)
 
 
-def _scaled(scaling: settings.Replicas) -> dict[str, Any]:
+def _scaled(scaling: Replicas) -> dict[str, Any]:
     """Options of a deployment that every one has."""
     autoscaling = AutoscalingConfig(
         min_replicas=scaling.min_replicas,
@@ -121,7 +119,7 @@ def _scaled(scaling: settings.Replicas) -> dict[str, Any]:
     }
 
 
-def _light(deployment: settings.Deployment) -> dict[str, Any]:
+def _light(deployment: Deployment) -> dict[str, Any]:
     return {"num_cpus": deployment.cpus}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hmac
 import os
 
-from mmsrarec_ray.config import Serve
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.serve.refusal import Refused
+from mmsrarec_ray.settings import Serve
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 

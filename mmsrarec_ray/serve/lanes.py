@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from mmsrarec_ray.config import Serve
 from mmsrarec_ray.serve.patience import Patience
+from mmsrarec_ray.settings import Serve
 
 
 class Lane:

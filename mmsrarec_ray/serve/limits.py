@@ -6,10 +6,10 @@ import base64
 import binascii
 from collections.abc import Sequence
 
-from mmsrarec_ray.config import Limits
 from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
 from mmsrarec_ray.serve.refusal import Refused
 from mmsrarec_ray.serve.schemas import EventIn, ItemIn, RecommendationRequest
+from mmsrarec_ray.settings import Limits
 
 _THUMBNAIL = 32  # a picture is decoded this small to see that it can be
 

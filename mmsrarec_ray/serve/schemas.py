@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from mmsrarec_ray.config import Limits
 from mmsrarec_ray.serve.store import Status
+from mmsrarec_ray.settings import Limits
 
 # The least strict bounds that any service has; `check_*` in `limits` hold the configured ones.
 PRINTED = r"^[^\x00-\x1f\x7f]+$"

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from mmsrarec_ray.config import Serve
 from mmsrarec_ray.serve.finder import Candidate, Found, Wish
 from mmsrarec_ray.serve.lanes import Lane, in_trial
 from mmsrarec_ray.serve.look import ItemView
@@ -31,6 +30,7 @@ from mmsrarec_ray.serve.schemas import (
     WhyOut,
 )
 from mmsrarec_ray.serve.store import Event, Item, Store
+from mmsrarec_ray.settings import Serve
 
 Reason = Literal["late", "down", "busy", "changing"]
 _LEAST_SECONDS = 0.001

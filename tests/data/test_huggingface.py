@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mmsrarec_ray.config import ItemColumns
 from mmsrarec_ray.data.importers.tables import table_item
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import ItemColumns
 from mmsrarec_ray.store import Folder
 from tests.data.conftest import Prepared, picture, prepare_folder
 from tests.data.test_prepare import assert_counts_add_up

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmsrarec_ray.config import Evaluate
 from mmsrarec_ray.data.log import Log, Sequences
 from mmsrarec_ray.errors import ConfigError, InputError
 from mmsrarec_ray.evaluate.lists import cases_of, draw_negatives, lists_table, pool_of
+from mmsrarec_ray.settings import Evaluate
 
 N_ITEMS = 60
 

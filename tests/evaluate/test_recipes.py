@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import mmsrarec_ray
-from mmsrarec_ray.config import MethodName, load
+from mmsrarec_ray.config import load
 from mmsrarec_ray.data.log import Log, Sequences
 from mmsrarec_ray.data.parts import to_parquet
 from mmsrarec_ray.data.prepare import Prepare
@@ -21,6 +21,7 @@ from mmsrarec_ray.job import Stage
 from mmsrarec_ray.methods.content import ContentKnn
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.stage import Retrieve
+from mmsrarec_ray.settings import MethodName
 from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
@@ -28,7 +29,7 @@ from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 PACKAGE = Path(mmsrarec_ray.__file__).parent
 CONFIG = load(None, ["data.format=shop", "run=/nowhere", "summarize.tuned=true"])
 # Settings stand in the fingerprint by their values; the others decide no score.
-BESIDE = {"config", "errors", "job", "metrics", "progress", "store"}
+BESIDE = {"config", "errors", "job", "metrics", "progress", "settings", "store"}
 
 
 def imports(module: str) -> set[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmsrarec_ray.config import ContentKnn as ContentKnnSettings
-from mmsrarec_ray.config import ItemKnn as ItemKnnSettings
-from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
 from mmsrarec_ray.methods.base import Dataset, Method, best
 from mmsrarec_ray.methods.content import ContentKnn, profiles
 from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
 from mmsrarec_ray.methods.simple import Popularity, Random
+from mmsrarec_ray.settings import ContentKnn as ContentKnnSettings
+from mmsrarec_ray.settings import ItemKnn as ItemKnnSettings
+from mmsrarec_ray.settings import SessionKnn as SessionKnnSettings
 
 
 def query(*histories: list[int]) -> Queries:

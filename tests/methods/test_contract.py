@@ -8,13 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmsrarec_ray.config import ContentKnn as ContentKnnSettings
-from mmsrarec_ray.config import Ease as EaseSettings
-from mmsrarec_ray.config import Encoder, Retrieve, Train
-from mmsrarec_ray.config import Fusion as FusionSettings
-from mmsrarec_ray.config import ItemKnn as ItemKnnSettings
-from mmsrarec_ray.config import Retrieval as RetrievalSettings
-from mmsrarec_ray.config import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
 from mmsrarec_ray.data.shop import law
 from mmsrarec_ray.methods.base import Dataset, Method
@@ -31,6 +24,13 @@ from mmsrarec_ray.retrieve.index import MomentIndex, Moments
 from mmsrarec_ray.retrieve.moments import last_cuts
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.train import train_encoders
+from mmsrarec_ray.settings import ContentKnn as ContentKnnSettings
+from mmsrarec_ray.settings import Ease as EaseSettings
+from mmsrarec_ray.settings import Encoder, Retrieve, Train
+from mmsrarec_ray.settings import Fusion as FusionSettings
+from mmsrarec_ray.settings import ItemKnn as ItemKnnSettings
+from mmsrarec_ray.settings import Retrieval as RetrievalSettings
+from mmsrarec_ray.settings import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.store import Run
 from tests.methods.conftest import N_ITEMS, TEXTS
 

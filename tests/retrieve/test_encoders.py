@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Queries, Sequences
 from mmsrarec_ray.errors import ArtefactError, ConfigError
 from mmsrarec_ray.retrieve.encoders import KINDS, Batch, SASRec, Vocabulary, load_encoder, softmax_loss
+from mmsrarec_ray.settings import Encoder as EncoderSettings
 from mmsrarec_ray.store import Folder
 
 N_ITEMS = 12
 TRAIN = Sequences.of([[1, 3, 5], [7, 9], [10, 4, 2]])
 UNKNOWN = [0, 6, 8, 11]
-SETTINGS = config.Encoder(dim=8, layers=2, heads=2, max_length=4, dropout=0.5)
+SETTINGS = EncoderSettings(dim=8, layers=2, heads=2, max_length=4, dropout=0.5)
 
 
 def new(kind, **changes):

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from mmsrarec_ray import config
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.retrieve import fit as fitting
 from mmsrarec_ray.retrieve.encoders import KINDS, Vocabulary, load_encoder
 from mmsrarec_ray.retrieve.fit import EncoderTask, Lessons, finished, fit, read_training, validation_score
 from mmsrarec_ray.retrieve.validate import expected_ndcg, shares_above
+from mmsrarec_ray.settings import Encoder as EncoderSettings
 from mmsrarec_ray.store import Folder
 
 N_ITEMS = 20  # the last is in no sequence
 CYCLE = 19
-SETTINGS = config.Encoder(
+SETTINGS = EncoderSettings(
     dim=16, layers=1, heads=2, max_length=11, dropout=0.1, batch_users=16, learning_rate=1e-2, epochs=25, patience=25
 )
 

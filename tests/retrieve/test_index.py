@@ -12,9 +12,9 @@ import faiss
 import numpy as np
 import pytest
 
-from mmsrarec_ray.config import Retrieve
 from mmsrarec_ray.errors import ArtefactError, ConfigError, InputError
 from mmsrarec_ray.retrieve.index import ABOUT, INDEX, MOMENTS, MomentIndex, Moments
+from mmsrarec_ray.settings import Retrieve
 from mmsrarec_ray.store import Folder
 
 

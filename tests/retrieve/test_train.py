@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from mmsrarec_ray import config, workers
+from mmsrarec_ray import workers
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.retrieve.encoders import load_encoder
 from mmsrarec_ray.retrieve.fit import CHECKPOINTS, finished, fit
 from mmsrarec_ray.retrieve.train import train_encoders
+from mmsrarec_ray.settings import Train as TrainSettings
 from tests.retrieve.test_fit import task
 
-WORKERS = config.Train(workers=2, cpus=1, threads=1, checkpoint_steps=7, max_failures=1)
+WORKERS = TrainSettings(workers=2, cpus=1, threads=1, checkpoint_steps=7, max_failures=1)
 # Long enough to be met in its middle; negatives, masks and dropout must all come again as they were.
 LONG = {"kind": "bert4rec", "epochs": 60, "patience": 60, "negatives": 8, "dropout": 0.3}
 

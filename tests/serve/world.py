@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from mmsrarec_ray.config import Config, Retrieve, load
+from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log, Queries, Sequences
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
@@ -14,6 +14,7 @@ from mmsrarec_ray.retrieve.index import MomentIndex, Moments
 from mmsrarec_ray.retrieve.moments import last_cuts
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.serve.finder import Finder
+from mmsrarec_ray.settings import Retrieve
 
 # Nobody chose the last two.
 WORDS = ["red, mug", "red, lamp", "blue, mug", "green, mug", "blue, shoe", "blue, hat", "red, hat, wool", ""]

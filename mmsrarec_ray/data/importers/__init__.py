@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers import (
     amazon,
     events,
@@ -17,6 +16,7 @@ from mmsrarec_ray.data.importers import (
     tables,
 )
 from mmsrarec_ray.data.importers.base import Import
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
 _IMPORTERS: dict[str, Callable[[Data, Folder], Import]] = {

@@ -9,7 +9,6 @@ import posixpath
 from functools import partial
 from typing import Any
 
-from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers.base import (
     WRONG_TYPE,
     Import,
@@ -25,6 +24,7 @@ from mmsrarec_ray.data.importers.base import (
 from mmsrarec_ray.data.importers.tables import interaction_columns
 from mmsrarec_ray.data.read import Source
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
 _NAMES = {"user_id": "user_id", "parent_asin": "item_id", "rating": "weight", "timestamp": "timestamp"}

@@ -12,11 +12,11 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers import tables
 from mmsrarec_ray.data.importers.base import WRONG_TYPE, Import, find_files, kind_of
 from mmsrarec_ray.data.read import Source
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
 _NAMES = {"user_id": "user_id", "item_id": "item_id", "timestamp": "timestamp", "weight": "weight"}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 
-from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers import tables
 from mmsrarec_ray.data.importers.base import Import, find_files
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
 _SPLITS, _STATE = "dataset_dict.json", "state.json"

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
-from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers.base import Import, Row, clean_id, clean_text, exists, item_of
 from mmsrarec_ray.data.importers.tables import interaction_columns
 from mmsrarec_ray.data.read import MALFORMED, PLACE, Source
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
 _NAMES = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}

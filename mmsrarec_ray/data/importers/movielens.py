@@ -10,11 +10,11 @@ import re
 from functools import partial
 from typing import Any
 
-from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers.base import Import, Row, clean_id, clean_text, exists, item_of
 from mmsrarec_ray.data.importers.tables import interaction_columns
 from mmsrarec_ray.data.read import Separated, Source
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
 _RATINGS = {"userId": "user_id", "movieId": "item_id", "rating": "weight", "timestamp": "timestamp"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from mmsrarec_ray.config import Data
 from mmsrarec_ray.data.importers.base import (
     Import,
     Row,
@@ -22,6 +21,7 @@ from mmsrarec_ray.data.importers.base import (
 )
 from mmsrarec_ray.data.importers.tables import interaction_columns
 from mmsrarec_ray.data.read import Source
+from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
 _ATTRIBUTES = ("genres", "plot_keywords", "director", "year")

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from mmsrarec_ray.config import Data, ItemColumns
 from mmsrarec_ray.data.importers.base import Import, Row, find_endings
 from mmsrarec_ray.data.importers.tables import columns_of, fields_of, interaction_columns, table_item
 from mmsrarec_ray.data.read import Separated, Source
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import Data, ItemColumns
 from mmsrarec_ray.store import Folder
 
 _TABS = Separated("\t")

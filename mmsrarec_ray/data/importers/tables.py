@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmsrarec_ray.config import Data, InteractionColumns, ItemColumns
 from mmsrarec_ray.data.importers.base import (
     Import,
     Row,
@@ -28,6 +27,7 @@ from mmsrarec_ray.data.importers.base import (
 )
 from mmsrarec_ray.data.read import PLACE, Source
 from mmsrarec_ray.errors import InputError
+from mmsrarec_ray.settings import Data, InteractionColumns, ItemColumns
 from mmsrarec_ray.store import Folder
 
 Find = Callable[[Folder, str, str], list[str]]
