@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsrarec_ray.adapters import load_base, load_processor, lora_config, training_arguments
+from mmsrarec_ray.adapters import load_base, load_processor, lora_config
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.data.splits import TRAIN
@@ -31,7 +31,7 @@ from mmsrarec_ray.store import Folder, Run
 from mmsrarec_ray.summarize.finish import parquet_files
 from mmsrarec_ray.summarize.reuse import Items
 from mmsrarec_ray.summarize.tuning.examples import Examples, write_examples
-from mmsrarec_ray.summarize.tuning.fit import trainer_of
+from mmsrarec_ray.summarize.tuning.fit import grpo_arguments, trainer_of
 from mmsrarec_ray.summarize.tuning.terms import terms_of
 
 PAPER = ("information", "reconstruction", "count")
@@ -61,7 +61,6 @@ def bare(config: Config, examples: Examples, scratch: Path) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    s = config.tune_summarizer
     rows = [examples.columns(number) for number in range(len(examples))]
     kept = [{name: row[name] for name in ("prompt", "images")} for row in rows]
     numbers = Dataset.from_dict({"number": list(range(len(kept)))})
@@ -69,20 +68,10 @@ def bare(config: Config, examples: Examples, scratch: Path) -> Any:
     return GRPOTrainer(
         model=load_base(config),
         reward_funcs=[free],
-        args=GRPOConfig(
-            **training_arguments(config, s, 1, scratch),
-            max_steps=s.steps,
-            num_generations=s.generations,
-            temperature=s.temperature,
-            max_completion_length=s.max_tokens,
-            mask_truncated_completions=True,
-            beta=s.beta,
-            loss_type="grpo",
-            report_to=[],
-        ),
+        args=GRPOConfig(**grpo_arguments(config, 1, scratch)),
         train_dataset=dataset,
         processing_class=examples.processor,
-        peft_config=lora_config(s.lora),
+        peft_config=lora_config(config.tune_summarizer.lora),
     )
 
 

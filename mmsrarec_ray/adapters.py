@@ -7,8 +7,13 @@ fit that is killed goes on from the newest.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,36 @@ _ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)  # equal weights give 
 _COMPLETE = "complete"
 _KEPT_CHECKPOINTS = 2
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Where a fine-tuning runs: its rank among so many, a folder of its own, and what says a line for people (of the
+    first worker alone)."""
+
+    rank: int
+    size: int
+    scratch: Path
+    report: Callable[[str], None]
+
+
+@contextmanager
+def train_worker(config: Config, lines: Any) -> Iterator[Worker]:
+    """In a Ray Train worker: what a fine-tuning needs to know of it. lines: whose `put` says a line."""
+    import ray.train
+
+    if not config.train.gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    with tempfile.TemporaryDirectory(prefix="mmsrarec-tune-") as scratch:
+        yield Worker(rank, context.get_world_size(), Path(scratch), lines.put if rank == 0 else lambda line: None)
+
+
+def libraries() -> dict[str, str]:
+    """What computes an adapter, with versions."""
+    names = ("trl", "peft", "transformers", "accelerate", "deepspeed", "torch")
+    return {"name": "trl", **{name: version(name) for name in names}}
 
 
 def load_base(config: Config) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from mmsrarec_ray import workers
-from mmsrarec_ray.adapters import FACTS, take_facts
+from mmsrarec_ray.adapters import FACTS, libraries, take_facts
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
@@ -49,10 +49,7 @@ class TuneRecommender(Stage):
         }
 
     def engine(self) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        libraries = ("trl", "peft", "transformers", "accelerate", "deepspeed", "torch")
-        return {"name": "trl", **{library: version(library) for library in libraries}}
+        return dict(libraries())
 
     def resources(self) -> dict[str, Any]:
         return workers.resources(self.config.train, at_least=self._cpus())

@@ -5,19 +5,17 @@ Examples are read from disk as they are needed; a candidate's picture is decoded
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmsrarec_ray.adapters import (
+    Worker,
     checkpoint_keeper,
     load_base,
     lora_config,
     newest_checkpoint,
     progress_told,
+    train_worker,
     training_arguments,
     write_result,
 )
@@ -42,30 +40,25 @@ class Task:
 def work(loop: dict[str, Any]) -> None:
     """What each Ray Train worker does. loop: a `task`, and `lines`, which takes lines for people."""
     import ray
-    import ray.train
 
     task: Task = ray.get(loop["task"])
-    if not task.config.train.gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    context = ray.train.get_context()
-    with tempfile.TemporaryDirectory(prefix="mmsrarec-tune-") as scratch:
-        _Tuning(task, Path(scratch), context.get_world_rank(), context.get_world_size(), loop["lines"].put).run()
+    with train_worker(task.config, loop["lines"]) as worker:
+        _Tuning(task, worker).run()
 
 
 class _Tuning:
     """One fine-tuning on one worker."""
 
-    def __init__(self, task: Task, scratch: Path, rank: int, size: int, report: Callable[[str], None]):
-        self.task, self.scratch, self.rank, self.size = task, scratch, rank, size
+    def __init__(self, task: Task, worker: Worker):
+        self.task, self.worker = task, worker
         self.settings = task.config.tune_recommender
-        self.report = report if rank == 0 else lambda line: None
         self.asker = Asker(task.config, task.catalogue)
 
     def run(self) -> None:
         trainer = self._trainer()
-        resume, step = newest_checkpoint(self.task.out, self.scratch / "resume")
+        resume, step = newest_checkpoint(self.task.out, self.worker.scratch / "resume")
         if resume:
-            self.report(f"tune_recommender: goes on from step {step:,}")
+            self.worker.report(f"tune_recommender: goes on from step {step:,}")
         trainer.train(resume_from_checkpoint=resume)
         judged = trainer.evaluate()
         losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
@@ -76,7 +69,7 @@ class _Tuning:
             "validation_loss": judged["eval_loss"],
             "validation_accuracy": judged["eval_mean_token_accuracy"],
         }
-        write_result(trainer, facts, self.task.out, self.scratch, self.rank)
+        write_result(trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
 
     def _trainer(self) -> Any:
         from trl import SFTConfig, SFTTrainer
@@ -84,7 +77,7 @@ class _Tuning:
         return SFTTrainer(
             model=load_base(self.task.config),
             args=SFTConfig(
-                **training_arguments(self.task.config, self.settings, self.size, self.scratch),
+                **training_arguments(self.task.config, self.settings, self.worker.size, self.worker.scratch),
                 num_train_epochs=self.settings.epochs,
                 max_length=None,
                 completion_only_loss=True,
@@ -95,14 +88,14 @@ class _Tuning:
             processing_class=self.asker.processor,
             peft_config=lora_config(self.settings.lora),
             callbacks=[
-                checkpoint_keeper(self.task.out, self.rank),
-                progress_told("tune_recommender", self.report),
+                checkpoint_keeper(self.task.out, self.worker.rank),
+                progress_told("tune_recommender", self.worker.report),
             ],
         )
 
     def _examples(self, folder: Folder) -> Any:
         """Examples whose pictures are decoded on demand."""
-        return read_examples(folder, self.scratch).with_transform(self._completed)
+        return read_examples(folder, self.worker.scratch).with_transform(self._completed)
 
     def _completed(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         pictures = [self.asker.picture(number) for number in batch["number"]]

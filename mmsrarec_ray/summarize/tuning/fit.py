@@ -7,19 +7,19 @@ step is seeded by the step and the worker: a fit that was killed samples the sam
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmsrarec_ray.adapters import (
+    Worker,
     checkpoint_keeper,
     load_base,
     load_processor,
     lora_config,
     newest_checkpoint,
+    train_worker,
     training_arguments,
     write_result,
 )
@@ -50,23 +50,17 @@ class Task:
 
 def work(loop: dict[str, Any]) -> None:
     """What each Ray Train worker does. loop: a `task`, and `lines`, which takes lines for people."""
-    import ray.train
-
     task: Task = loop["task"]
-    if not task.config.train.gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    context = ray.train.get_context()
-    with tempfile.TemporaryDirectory(prefix="mmsrarec-tune-") as scratch:
-        _Tuning(task, Path(scratch), context.get_world_rank(), context.get_world_size(), loop["lines"].put).run()
+    with train_worker(task.config, loop["lines"]) as worker:
+        _Tuning(task, worker).run()
 
 
 class _Tuning:
     """One tuning on one worker."""
 
-    def __init__(self, task: Task, scratch: Path, rank: int, size: int, report: Callable[[str], None]):
-        self.task, self.scratch, self.rank, self.size = task, scratch, rank, size
+    def __init__(self, task: Task, worker: Worker):
+        self.task, self.worker = task, worker
         self.config, self.settings = task.config, task.config.tune_summarizer
-        self.report = report if rank == 0 else lambda line: None
         self.processor = load_processor(task.config)
         self.examples = {
             split: Examples(task.config, task.examples / split, self.processor) for split in (TRAIN, VALIDATION, TEST)
@@ -76,54 +70,59 @@ class _Tuning:
         frozen = load_base(self.config).eval().requires_grad_(False)
         terms = terms_of(self.config, frozen, self.processor, self.examples[TRAIN].texts())
         answerer = Answerer(self.config, self.processor, terms)
-        trainer = trainer_of(self.config, self.examples[TRAIN], terms, self.size, self.scratch)
-        logs = self.task.logs if self.rank == 0 else None
+        trainer = trainer_of(self.config, self.examples[TRAIN], terms, self.worker.size, self.worker.scratch)
+        logs = self.task.logs if self.worker.rank == 0 else None
         for callback in (
-            _seeded(self.settings.seed, self.rank),
-            checkpoint_keeper(self.task.out, self.rank),
-            *trackers(self.config, self.task.logs, self.rank, self.report),
+            _seeded(self.settings.seed, self.worker.rank),
+            checkpoint_keeper(self.task.out, self.worker.rank),
+            *trackers(self.config, self.task.logs, self.worker.rank, self.worker.report),
             Evaluations(trainer, answerer, self.examples[VALIDATION], self.settings.eval_steps, logs),
         ):
             trainer.add_callback(callback)
-        resume, step = newest_checkpoint(self.task.out, self.scratch / "resume")
+        resume, step = newest_checkpoint(self.task.out, self.worker.scratch / "resume")
         if resume:
-            self.report(f"tune_summarizer: goes on from step {step:,}")
+            self.worker.report(f"tune_summarizer: goes on from step {step:,}")
         trainer.train(resume_from_checkpoint=resume)
         before, after = (answerer(trainer, self.examples[TEST], tuned) for tuned in (False, True))
         report = compare(self.config, self.examples[TEST], before, after)
-        if self.rank == 0:
+        if self.worker.rank == 0:
             write_report(report, self.task.out)
         facts = {"steps": trainer.state.global_step, "resumed_at": step, "test": report}
-        write_result(trainer, facts, self.task.out, self.scratch, self.rank)
+        write_result(trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
 
 
 def trainer_of(config: Config, examples: Examples, terms: Mapping[str, Reward], workers: int, scratch: Path) -> Any:
     """TRL's GRPOTrainer with a new adapter. terms: at least those that the settings give a weight."""
     from trl import GRPOConfig
 
-    settings, weights = config.tune_summarizer, weights_of(config)
+    weights = weights_of(config)
     rewards: list[Any] = [terms[name] for name in weights]
-    return exploring_trainer(settings.edits)(
+    return exploring_trainer(config.tune_summarizer.edits)(
         model=load_base(config),
         reward_funcs=rewards,
-        args=GRPOConfig(
-            **training_arguments(config, settings, workers, scratch),
-            **_sampling(config),
-            max_steps=settings.steps,
-            num_generations=settings.generations,
-            temperature=settings.temperature,
-            max_completion_length=settings.max_tokens,
-            mask_truncated_completions=True,
-            beta=settings.beta,
-            entropy_coef=settings.entropy,
-            loss_type="grpo",
-            reward_weights=list(weights.values()),
-            report_to=[],
-        ),
+        args=GRPOConfig(**grpo_arguments(config, workers, scratch), reward_weights=list(weights.values())),
         train_dataset=examples.dataset(),
         processing_class=_mixed(examples.processor),
-        peft_config=lora_config(settings.lora),
+        peft_config=lora_config(config.tune_summarizer.lora),
     )
+
+
+def grpo_arguments(config: Config, workers: int, scratch: Path) -> dict[str, Any]:
+    """TRL's arguments, but for the weights of the rewards."""
+    settings = config.tune_summarizer
+    return {
+        **training_arguments(config, settings, workers, scratch),
+        **_sampling(config),
+        "max_steps": settings.steps,
+        "num_generations": settings.generations,
+        "temperature": settings.temperature,
+        "max_completion_length": settings.max_tokens,
+        "mask_truncated_completions": True,
+        "beta": settings.beta,
+        "entropy_coef": settings.entropy,
+        "loss_type": "grpo",
+        "report_to": [],
+    }
 
 
 def _mixed(processor: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from mmsrarec_ray import workers
-from mmsrarec_ray.adapters import FACTS, take_facts
+from mmsrarec_ray.adapters import FACTS, libraries, take_facts
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.job import Outcome, Stage
@@ -53,8 +52,7 @@ class TuneSummarizer(Stage):
         }
 
     def engine(self) -> dict[str, Any]:
-        libraries = ("trl", "peft", "transformers", "accelerate", "deepspeed", "torch")
-        return {"name": "trl", **{library: version(library) for library in libraries}}
+        return dict(libraries())
 
     def resources(self) -> dict[str, Any]:
         return workers.resources(self.config.train, at_least=self._cpus())
