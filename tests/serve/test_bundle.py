@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from ray.serve import Application
 
 from mmsrarec_ray.config import load
 from mmsrarec_ray.errors import ArtefactError, ConfigError, UsageError
@@ -148,4 +149,5 @@ def test_a_trial_is_a_bundle_of_the_same_run(run: Run) -> None:
 
 def test_the_graph_is_made_without_a_cluster(run: Run) -> None:
     make(run, "a")
-    application({"run": run.folder.path, "serve": {"ranker": {"max_replicas": 3}}, "serve.deadline_ms": "500"})
+    made = application({"run": run.folder.path, "serve": {"ranker": {"max_replicas": 3}}, "serve.deadline_ms": "500"})
+    assert isinstance(made, Application)
