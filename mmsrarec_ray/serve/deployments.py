@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ from mmsrarec_ray.serve.finder import Finder, Found, Wish
 from mmsrarec_ray.serve.look import ItemView, Looker, UserView
 from mmsrarec_ray.serve.store import Item, open_store
 
+_LOG = logging.getLogger("ray.serve")
 _EVERY_SECONDS = 2.0  # how often the summariser looks for items that were put and not told of
 
 
@@ -126,9 +127,12 @@ class SummariserReplica:
     async def _sweep(self) -> None:
         while True:
             for item in await asyncio.to_thread(self._store.waiting):
-                # Where the ranker is down, the item goes on waiting.
-                with contextlib.suppress(Exception):
+                try:
                     await self.summarise(item.item_id)
+                except Exception:  # whatever it was, say the ranker is down: the item goes on waiting
+                    _LOG.warning(
+                        "item %s could not be summarised, and will be tried again", item.item_id, exc_info=True
+                    )
             await asyncio.sleep(_EVERY_SECONDS)
 
     async def _summarise(self, item_id: str) -> None:
