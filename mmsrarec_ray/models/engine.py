@@ -95,11 +95,15 @@ def engine_cpus(config: Config) -> float:
 
 
 def require_cpus(stage: str, needed: float) -> None:
-    """Raises ConfigError where the cluster has fewer logical CPUs than a stage's actors hold. Ray must be connected."""
+    """Raises ConfigError where the cluster has fewer logical CPUs than a stage's actors hold. Ray must be connected.
+
+    A cluster with an autoscaler (those of `ray up` and of KubeRay) may begin without any.
+    """
     import ray
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     there = ray.cluster_resources().get("CPU", 0)
-    if there < needed:
+    if there < needed and not is_autoscaler_v2(fetch_from_server=True):
         raise ConfigError(
             f"the actors of {stage} hold {needed:g} logical CPUs and the cluster has {there:g}: it would wait for "
             f"ever. Set ray.num_cpus={needed:g} or more, or start the cluster with `ray start --head --num-cpus=…`."
