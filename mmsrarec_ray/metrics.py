@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ray.util import metrics
+
+_REPEAT_SECONDS = 5.0
 
 
 class Metrics:
@@ -23,11 +27,12 @@ class Metrics:
         self._waiting = metrics.Gauge("mmsrarec_items_waiting", "Items a stage has yet to do.", ("stage",))
         for each in (self._items, self._failures, self._tokens, self._waiting):
             each.set_default_tags({"stage": stage})
+        self._left = 0
 
     def known(self, reused: int, waiting: int) -> None:
         """What a stage begins with: results taken over, and what is left to do."""
         _add(self._items, reused, outcome="reused")
-        self._waiting.set(waiting)
+        self._set_left(waiting)
 
     def done(self, done: int, errors: Iterable[str], tokens: int, waiting: int) -> None:
         """Further items, the error classes of further failures, further tokens, and what is left."""
@@ -37,6 +42,30 @@ class Metrics:
         for error, count in failed.items():
             _add(self._failures, count, error=error)
         _add(self._tokens, tokens)
+        self._set_left(waiting)
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Around the work: what is left is told again and again, also while nothing gets done.
+
+        Ray forgets a gauge that is not set for two of its reports, twenty seconds.
+        """
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(_REPEAT_SECONDS):
+                self._waiting.set(self._left)
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _set_left(self, waiting: int) -> None:
+        self._left = waiting
         self._waiting.set(waiting)
 
 

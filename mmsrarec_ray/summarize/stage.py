@@ -70,7 +70,8 @@ class Summarize(Stage):
         measured.known(reused=total - pending, waiting=pending)
         say(f"summarize: {total:,} items, {total - pending:,} known, {pending:,} to summarise")
         if pending:
-            summarise(self.config, items, known, pending, recipe, staging, measured)
+            with measured.repeated():
+                summarise(self.config, items, known, pending, recipe, staging, measured)
         counts, metrics = finish.publish(items, _known_files(earlier, staging), staging, out)
         _check_counts(total, counts)
         staging.remove()
