@@ -9,6 +9,7 @@ from typing import Any
 from ray.serve import metrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LAG_SECONDS = (1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 _OURS = ("ray_mmsrarec_", "ray_serve_", "ray_vllm_")
 _PATIENCE_SECONDS = 3.0
 
@@ -22,9 +23,15 @@ class Metrics:
         self._seconds = metrics.Histogram(
             "mmsrarec_recommendation_seconds", "Time to an answer.", boundaries=list(_SECONDS), tag_keys=("bundle",)
         )
+        self._retrieval = metrics.Histogram(
+            "mmsrarec_retrieval_seconds", "Of these, in the retriever.", boundaries=list(_SECONDS), tag_keys=("bundle",)
+        )
         self._scored = metrics.Counter("mmsrarec_candidates_scored", "Candidates the ranker scored.", ("bundle",))
         self._refused = metrics.Counter("mmsrarec_refused", "Requests told to come again.")
         self._events = metrics.Counter("mmsrarec_events", "Events by whether they were new.", ("outcome",))
+        self._lag = metrics.Histogram(
+            "mmsrarec_event_lag_seconds", "From an event's own time to its arrival.", boundaries=list(_LAG_SECONDS)
+        )
         self._items = metrics.Counter("mmsrarec_items_put", "Items put, by what became of them.", ("status",))
 
     def answered(self, bundle: str, seconds: float, scored: int, degraded: str | None) -> None:
@@ -33,12 +40,19 @@ class Metrics:
         self._seconds.observe(seconds, {"bundle": bundle})
         _add(self._scored, scored, {"bundle": bundle})
 
+    def retrieved(self, bundle: str, seconds: float) -> None:
+        """The retriever answered."""
+        self._retrieval.observe(seconds, {"bundle": bundle})
+
     def refused(self) -> None:
         self._refused.inc(1)
 
-    def events(self, accepted: int, repeated: int) -> None:
+    def events(self, accepted: int, repeated: int, lags: Iterable[float]) -> None:
+        """lags: of those that came with a time of their own, seconds since then."""
         _add(self._events, accepted, {"outcome": "accepted"})
         _add(self._events, repeated, {"outcome": "repeated"})
+        for seconds in lags:
+            self._lag.observe(max(0.0, seconds))  # clocks differ
 
     def item(self, status: str) -> None:
         self._items.inc(1, {"status": status})

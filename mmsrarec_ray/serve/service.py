@@ -79,7 +79,9 @@ class Service:
         count = max(request.k, self.settings.candidates)
         wish = Wish(request.user_id, later, request.candidates, count, request.exclude, request.keywords)
         lane = self._lane(request)
+        asked = time.monotonic()
         found: Found = await self._asked(lane.retriever.find, wish, position, until=deadline)
+        self.metrics.retrieved(found.bundle, time.monotonic() - asked)
         scores, reason = None, None
         if request.ranked and found.candidates:
             scores, reason = await self._scores(lane, found, self._session(request), position, deadline)
@@ -179,7 +181,8 @@ class Service:
         now = int(time.time() * 1000)
         rows = [Event(**each.model_dump() | {"timestamp": _time(each, now)}) for each in events]
         accepted = await asyncio.to_thread(self.store.add_events, rows)
-        self.metrics.events(accepted, len(rows) - accepted)
+        lags = ((now - each.timestamp) / 1000 for each in events if each.timestamp is not None)
+        self.metrics.events(accepted, len(rows) - accepted, lags)
         return EventsAnswer(accepted=accepted, repeated=len(rows) - accepted)
 
     async def user(self, user_id: str) -> UserOut:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +91,7 @@ class Counted:
     def __init__(self) -> None:
         self.reasons: list[str | None] = []
         self.refusals = 0
+        self.lags: list[float] = []
 
     def answered(self, bundle: str, seconds: float, scored: int, reason: str | None) -> None:
         self.reasons.append(reason)
@@ -98,7 +99,10 @@ class Counted:
     def refused(self) -> None:
         self.refusals += 1
 
-    def events(self, accepted: int, repeated: int) -> None: ...
+    def retrieved(self, bundle: str, seconds: float) -> None: ...
+
+    def events(self, accepted: int, repeated: int, lags: Iterable[float]) -> None:
+        self.lags += lags
 
     def item(self, status: str) -> None: ...
 
@@ -291,6 +295,19 @@ def test_an_event_is_seen_by_the_users_next_request_and_counts_once(serve: Calla
         assert "i0" not in [item["item_id"] for item in answer["items"]]
         known = (await s.client.get("/v1/users/new")).json()
         assert [item["item_id"] for item in known["history"]] == ["i0"]
+
+    serve(scenario)
+
+
+def test_it_is_counted_how_late_events_come(serve: Callable[..., None]) -> None:
+    """Of those that say when they happened."""
+
+    async def scenario(s: Served) -> None:
+        event = {"event_id": "a", "user_id": "ann", "item_id": "i5"}
+        late = event | {"event_id": "b", "timestamp": int(time.time() * 1000) - 90_000}
+        await s.client.post("/v1/events", json={"events": [event, late]})
+        [lag] = s.metrics.lags
+        assert lag == pytest.approx(90, abs=10)
 
     serve(scenario)
 
