@@ -182,12 +182,14 @@ def _announce(steps: Iterable[Planned], run: Run) -> None:
 
 def _make(step: Planned, fresh: bool) -> None:
     """Run a stage and publish its result."""
+    from mmsrarec_ray.metrics import counted
+
     stage, artefact = step.stage, step.artefact
     assert artefact is not None
     stage.fresh = fresh
     say(f"{stage.name}: running")
     began = time.perf_counter()
-    with _shown(stage.name):
+    with _shown(stage.name), counted(stage.name):
         outcome = stage.run(artefact.folder, step.inputs)
     seconds = time.perf_counter() - began
     artefact.publish(_manifest(step, outcome, seconds))

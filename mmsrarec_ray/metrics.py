@@ -13,6 +13,21 @@ from ray.util import metrics
 _REPEAT_SECONDS = 5.0
 
 
+@contextmanager
+def counted(stage: str) -> Iterator[None]:
+    """Around a stage: `mmsrarec_stages_total` by outcome, done or failed. Ray must be connected.
+
+    A node keeps what a process counted when the process has ended.
+    """
+    stages = metrics.Counter("mmsrarec_stages", "Stages by how they ended.", ("stage", "outcome"))
+    outcome = "failed"
+    try:
+        yield
+        outcome = "done"
+    finally:
+        stages.inc(1, {"stage": stage, "outcome": outcome})
+
+
 class Metrics:
     """What a stage has done and has yet to do. Ray must be connected.
 

@@ -22,3 +22,13 @@ def test_what_is_left_is_told_while_nothing_gets_done(ray_session: str, monkeypa
     count = len(told)
     time.sleep(0.05)
     assert len(told) == count
+
+
+def test_a_stage_counts_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr(metrics.metrics.Counter, "inc", lambda self, count, tags: told.append(tags))
+    with metrics.counted("prepare"):
+        pass
+    with pytest.raises(ValueError, match="broken"), metrics.counted("summarize"):
+        raise ValueError("broken")
+    assert told == [{"stage": "prepare", "outcome": "done"}, {"stage": "summarize", "outcome": "failed"}]
