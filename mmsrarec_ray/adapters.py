@@ -27,7 +27,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)  # equal weights give equal bytes
 _COMPLETE = "complete"
 _KEPT_CHECKPOINTS = 2
-_ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _deepspeed(settings: Tuning) -> dict[str, Any] | None:
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
-            "stage": _ZERO_STAGES[settings.deepspeed],
+            "stage": ZERO_STAGES[settings.deepspeed],
             "overlap_comm": False,
             "contiguous_gradients": True,
             "stage3_gather_16bit_weights_on_model_save": True,

@@ -19,6 +19,7 @@ from mmsrarec_ray.settings import (
     Evaluate,
     Methods,
     Model,
+    Plan,
     Rank,
     RaySettings,
     Retrieve,
@@ -54,6 +55,7 @@ class Config(Settings):
     methods: Methods = Methods()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
+    plan: Plan = Plan()
     ray: RaySettings = RaySettings()
 
 

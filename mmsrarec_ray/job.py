@@ -25,6 +25,7 @@ import yaml
 from mmsrarec_ray import __version__
 from mmsrarec_ray.config import Config, known_keys, load
 from mmsrarec_ray.errors import UsageError
+from mmsrarec_ray.estimate.table import Estimates
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, FileEntry, Folder, Manifest, Run, code_fingerprint, fingerprint
 
@@ -344,7 +345,10 @@ def _run(stage_class: type[Stage], options: argparse.Namespace) -> tuple[int, di
         print("Plan:")
         for step in steps:
             print(f"  {step.stage.name}: {step.status}; asks for {step.stage.resources()}")
-        return DONE, {"status": "planned", "plan": [step.summary() for step in steps]}
+        estimates = _estimates(config, steps)
+        print(estimates.text())
+        planned = [step.summary() | estimates.summary(step.stage.name) for step in steps]
+        return DONE, {"status": "planned", "plan": planned}
     if steps[-1].status == "up to date" and not options.force:
         say(f"{stage.name}: up to date")
         _announce(steps, run)
@@ -359,6 +363,14 @@ def _run(stage_class: type[Stage], options: argparse.Namespace) -> tuple[int, di
     finally:
         ray.shutdown()
     return DONE, _facts(step, manifest, "done" if done else "up to date")
+
+
+def _estimates(config: Config, steps: list[Planned]) -> Estimates:
+    """Of the stages that would run; counts are those of the dataset, where it is there already."""
+    ready = {step.stage.artefact: step.artefact for step in steps if step.status == "up to date"}
+    dataset = ready.get("dataset")
+    waiting = [step.stage.name for step in steps if step.status != "up to date"]
+    return Estimates.of(config, waiting, dataset.manifest if dataset else None)
 
 
 def _facts(step: Planned, manifest: Manifest, status: str) -> dict[str, Any]:

@@ -678,6 +678,50 @@ class Serve(Settings):
     summariser: Deployment = Deployment(cpus=0.1)
 
 
+class Utilisation(Settings):
+    """Shares of a GPU's peaks that the estimates take as reached. Assumptions: measure your own."""
+
+    prefill: Fraction = 0.4
+    """Of the peak of arithmetic, where prompts are read."""
+    decode: Fraction = 0.5
+    """Of the memory's bandwidth, where answers are written."""
+    training: Fraction = 0.3
+    """Of the peak of arithmetic, in fine-tuning, work that checkpointing repeats counted."""
+    links: Fraction = 0.6
+    """Of the bandwidth between GPUs."""
+
+
+class Plan(Settings):
+    """What `--dry-run` assumes when it estimates memory and time of stages on GPUs (docs/plan.md). No stage's result
+    depends on it."""
+
+    gpu: Literal["L4-24GB", "L40S-48GB", "A100-80GB", "H100-80GB", "H200-141GB"] = "H100-80GB"
+    """The GPU that all stages get."""
+    gpus_per_node: PositiveInt = 8
+    """Fine-tunings on more workers talk over the network."""
+    network_gb_s: PositiveFloat = 50
+    """GB/s that a GPU gets over the network: 50 is 400 Gbit/s."""
+    utilisation: Utilisation = Utilisation()
+    items: PositiveInt = 1_000_000
+    """Items, where the run has no dataset yet."""
+    users: PositiveInt = 1_000_000
+    """Users, where the run has no dataset yet."""
+    text_chars: PositiveInt = 600
+    """Characters of an item's title and text, on average; prompts cut them as their own settings say."""
+    chars_per_token: PositiveFloat = 4
+    """Characters of a token of text, on average."""
+    keyword_tokens: PositiveFloat = 3
+    """Tokens of a keyword with its comma."""
+    template_tokens: PositiveInt = 80
+    """Tokens of the chat's form and the instruction."""
+    picture_tokens: PositiveInt | None = None
+    """Tokens of a picture in the prompt; null: worked out for a square one of `model.image_size`."""
+    engine_overhead_gib: PositiveFloat = 5
+    """What vLLM takes on a GPU beside weights and KV cache: hidden states, CUDA graphs."""
+    reserve_gib: PositiveFloat = 3
+    """What is left free on a GPU that trains: the CUDA context, buffers of communication, fragments."""
+
+
 class RaySettings(Settings):
     """How a job finds its cluster."""
 

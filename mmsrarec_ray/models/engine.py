@@ -33,7 +33,8 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     settings = config.engine
-    bundle = {"CPU": settings.cpus, "GPU": 1 if settings.gpus else 0}
+    # A bundle for each worker of tensor parallelism: together they hold what the engine asks for.
+    bundle = {"CPU": settings.cpus / settings.tensor_parallel_size, "GPU": 1 if settings.gpus else 0}
     off = {"enabled": False}
     processor = vLLMEngineProcessorConfig(
         model_source=source(config.model),

@@ -67,7 +67,9 @@ class _Tuning:
         }
 
     def run(self) -> None:
-        frozen = load_base(self.config).eval().requires_grad_(False)
+        import ray.train.torch
+
+        frozen = load_base(self.config).eval().requires_grad_(False).to(ray.train.torch.get_device())
         terms = terms_of(self.config, frozen, self.processor, self.examples[TRAIN].texts())
         answerer = Answerer(self.config, self.processor, terms)
         trainer = trainer_of(self.config, self.examples[TRAIN], terms, self.worker.size, self.worker.scratch)
