@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -25,18 +26,23 @@ def parquet_files(folder: Folder) -> list[str]:
     return [folder.file(name) for name in folder.files() if name.endswith(".parquet")]
 
 
-def publish(items: Items, keyword_files: list[str], staging: Folder, out: Folder) -> tuple[dict[str, int], dict]:
+def publish(
+    catalogue: np.ndarray, keyword_files: list[str], staging: Folder, out: Folder
+) -> tuple[dict[str, int], dict]:
     """Write `items/` and `failures/` below `out`; keywords of items that left the catalogue stay behind.
 
+    catalogue: keys of all items, as `reuse.index` gives them. Returns the counts `out` and `failed`, and the metrics of
+    the keywords.
+
     A task of a killed run may have written after the next run had looked: of an item that is there twice, one row
-    stays. Returns the counts `out` and `failed`, and the metrics of the keywords.
+    stays.
     """
-    catalogue = ray.put(items.index())
+    there = ray.put(catalogue)
     totals = Counter[str]()
     for name in ("items", "failures"):
         (out / name).clear()
     if keyword_files:
-        current = map_tables(Items(out, keyword_files).read(), _keep, catalogue)
+        current = map_tables(Items(out, keyword_files).read(), _keep, there)
         for table in _write_sorted(current, "item_id", KEYWORDS, out / "items"):
             _measure(table, totals)
     if failure_files := parquet_files(staging / FAILURE_PARTS):

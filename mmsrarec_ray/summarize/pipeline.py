@@ -8,7 +8,6 @@ runs twice writes the same file. The parts of an unfinished run are what a later
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +45,6 @@ class Recipe:
     prompt_version: str
     adapter: str | None = None
     """The local folder of the summariser's adapter; None for the model as it is."""
-
-
-def count_pending(items: Items, known: np.ndarray) -> tuple[int, int]:
-    """How many items there are, and how many of them are not known yet."""
-    batches = map_tables(items.read(["item_id", "content_hash"]), _count_known, ray.put(known))
-    totals = Counter[str]()
-    for table in iter_tables(batches):
-        for row in table.to_pylist():
-            totals.update(row)
-    return totals["items"], totals["items"] - totals["known"]
-
-
-def _count_known(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
-    return pa.table({"items": [batch.num_rows], "known": [int(contains(ray.get(known), keys(batch)).sum())]})
 
 
 def summarise(

@@ -14,9 +14,9 @@ from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, Folder, Run
 from mmsrarec_ray.summarize import finish
 from mmsrarec_ray.summarize.contact_sheet import write_contact_sheet
-from mmsrarec_ray.summarize.pipeline import FAILURE_PARTS, KEYWORD_PARTS, Recipe, count_pending, summarise
+from mmsrarec_ray.summarize.pipeline import FAILURE_PARTS, KEYWORD_PARTS, Recipe, summarise
 from mmsrarec_ray.summarize.render import prompt_version
-from mmsrarec_ray.summarize.reuse import Items
+from mmsrarec_ray.summarize.reuse import Items, contains
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 
 STAGING = "staging"
@@ -65,14 +65,15 @@ class Summarize(Stage):
         earlier = None if self.fresh else self._earlier(recipe)
         (out if self.fresh else staging / FAILURE_PARTS).clear()
         known = Items(out, _known_files(earlier, staging)).index()
-        total, pending = count_pending(items, known)
+        catalogue = items.index()
+        total, pending = len(catalogue), int((~contains(known, catalogue)).sum())
         measured = Metrics(self.name)
         measured.known(reused=total - pending, waiting=pending)
         say(f"summarize: {total:,} items, {total - pending:,} known, {pending:,} to summarise")
         if pending:
             with measured.repeated():
                 summarise(self.config, items, known, pending, recipe, staging, measured)
-        counts, metrics = finish.publish(items, _known_files(earlier, staging), staging, out)
+        counts, metrics = finish.publish(catalogue, _known_files(earlier, staging), staging, out)
         _check_counts(total, counts)
         staging.remove()
         write_contact_sheet(self.config, items, out)
