@@ -98,12 +98,18 @@ def artefacts(config: Config) -> dict[str, Artefact]:
 
 def training(log: Log, made: dict[str, Artefact]) -> tuple[Asked, np.ndarray]:
     """The language model's training examples, one candidate a row, and whether it was chosen: bool (n,)."""
-    rows = read_parts(made["recommender"].folder / EXAMPLES / "train", ["user_id", "cut", "number", "answer"])
-    users = pc.index_in(rows["user_id"], value_set=log.users).to_numpy().astype(np.int64)
-    history = log.sequences.beginnings(users, rows["cut"].to_numpy().astype(np.int64))
-    near = _neighbours(log, made, "train", users, rows["cut"].to_numpy())
-    chosen = pc.equal(rows["answer"], "yes").to_numpy(zero_copy_only=False)
-    return Asked(history, near, rows["number"].to_numpy()[:, None]), chosen
+    contexts = read_parts(made["recommender"].folder / EXAMPLES / "train", ["user_id", "cut", "examples"])
+    examples = contexts["examples"].combine_chunks()
+    rows = pc.list_parent_indices(examples)
+    flat = pa.Table.from_struct_array(examples.flatten())
+    choice = pc.equal(flat["task"], "choice")
+    rows, flat = rows.filter(choice.combine_chunks()).to_numpy(), flat.filter(choice)
+    users = pc.index_in(contexts["user_id"], value_set=log.users).to_numpy().astype(np.int64)[rows]
+    cuts = contexts["cut"].to_numpy().astype(np.int64)[rows]
+    numbers = pc.index_in(flat["item_id"], value_set=log.items).to_numpy().astype(np.int64)
+    chosen = pc.equal(flat["answer"], "yes").to_numpy(zero_copy_only=False)
+    near = _neighbours(log, made, "train", users, cuts)
+    return Asked(log.sequences.beginnings(users, cuts), near, numbers[:, None]), chosen
 
 
 def testing(log: Log, made: dict[str, Artefact], config: Config) -> Asked:
@@ -155,7 +161,7 @@ def main() -> int:
     shop = shop_of(config.shop.seed, config.shop.items)
     numbers = {item_id(index): index for index in range(len(shop))}
     said = codes(catalogue.words.to_pylist())
-    true = codes([line(*item_keywords(shop, numbers[item])) for item in log.items.to_pylist()])
+    true = codes([line("keywords", None, *item_keywords(shop, numbers[item])) for item in log.items.to_pylist()])
     counts = np.bincount(log.train().items, minlength=log.n_items)
     n = config.retrieve.history
     tried: list[tuple[str, np.ndarray, int, np.ndarray | None]] = [

@@ -52,7 +52,7 @@ def catalogue(form: str) -> Catalogue:
     """The drawn shop with its true keywords."""
     shop = shop_of(0, ITEMS)
     rows = [{"image_uri": None, **item_row(shop, index)} for index in range(ITEMS)]
-    words = pa.array([line(*item_keywords(shop, index)) for index in range(ITEMS)])
+    words = pa.array([line("keywords", None, *item_keywords(shop, index)) for index in range(ITEMS)])
     table = pa.Table.from_pylist(rows)
     shown = {"image": ["title", "text", "image", "image_uri"], "text": ["title", "text"], "keywords": []}[form]
     return Catalogue(table["item_id"].combine_chunks(), words, table.select(shown))
@@ -72,11 +72,11 @@ def ours(config: Config, work: Work, adapter: str | None) -> float:
 
     connect(config)
     shown, seconds = catalogue(config.rank.candidate), []
-    score(config, shown, adapter, *work.first(1))  # what is loaded once
+    score(config, shown, adapter, *work.first(1), evidence=[[""] * len(work.candidates[0])])  # what is loaded once
     few = work.first(len(work.histories) // MORE)
     for part in (few, work):
         began = time.perf_counter()
-        score(config, shown, adapter, *part)
+        score(config, shown, adapter, *part, evidence=[[""] * len(each) for each in part.candidates])
         seconds.append(time.perf_counter() - began)
     more = sum(map(len, work.candidates)) - sum(map(len, few.candidates))
     return more / (seconds[1] - seconds[0])

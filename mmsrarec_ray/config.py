@@ -223,6 +223,8 @@ def _check_across(config: Config) -> None:
             f"retrieve.pq_bytes: must divide methods.{config.retrieve.encoder}.dim ({dim}). "
             f"Got {config.retrieve.pq_bytes}."
         )
+    if "moments" in config.rank.evidence and not config.retrieve.voters:
+        problems.append("retrieve.voters: must be above 0, since rank.evidence names moments. Got 0.")
     problems += _tuning_problems(config)
     if len(set(config.evaluate.seeds)) < len(config.evaluate.seeds):
         problems.append(f"evaluate.seeds: each may stand once. Got {list(config.evaluate.seeds)}.")

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Network = Annotated[str, AfterValidator(lambda value: str(ip_network(value)))]
 
 
@@ -286,6 +287,10 @@ class Retrieve(Settings):
     folds: Annotated[int, Field(ge=2)] = 2
     """Training users are divided so; a fold's contexts come from an encoder and an index that know the others
     alone."""
+    voters: NonNegativeInt = 0
+    """Nearest moments whose next items count as votes for a candidate, for `rank.evidence`; 0: none."""
+    vote_temperature: PositiveFloat = 0.1
+    """A vote counts exp(cosine / temperature), as a share of all votes."""
     train_cuts: PositiveInt = 1
     """Contexts of a training user: of its last so many transitions."""
     cooccurrence_window: PositiveInt = 5
@@ -311,6 +316,14 @@ class Rank(Settings):
 
     candidate: Literal["image", "text", "keywords"] = "image"
     """How a candidate is shown: picture and text (the paper's), its text, or its keywords alone."""
+    said: Literal["keywords", "image_keywords", "text_keywords", "titles"] = "keywords"
+    """What stands for an item of the history and of the similar users, and for a candidate without picture and text:
+    its keywords, those of one half, or its title."""
+    similar_users: bool = True
+    """Show what similar users chose next."""
+    evidence: tuple[Literal["cooccurrence", "moments", "popularity"], ...] = ()
+    """What is said of a candidate beside itself, as levels from 0 to 9: how often others chose it soon after items of
+    the history, how many of the similar moments (`retrieve.voters`) chose it next, how many users chose it."""
     max_text_chars: PositiveInt = 500
     """A question holds this much of a candidate's title and text."""
     shortlist: PositiveInt = 200
@@ -356,13 +369,40 @@ class Tuning(Settings):
     """Steps between lines that say where training stands."""
 
 
+class Tasks(Settings):
+    """What the recommender learns beside the choice: the share of the training contexts that give an example of each.
+
+    The loss counts every token of an answer alike, and a list of keywords has many times those of a yes.
+    """
+
+    next_item: Share = 0.1
+    """The keywords of the item that came next, from the history and the similar users."""
+    item_keywords: Share = 0.1
+    """The keywords of that item, from its picture and text."""
+    interests: Share = 0.1
+    """The keywords that come back in the history, the commonest first."""
+    phrasings: Annotated[int, Field(ge=1, le=3)] = 3
+    """In how many ways each instruction is worded, one drawn for each context. Scoring uses the first."""
+
+
 class TuneRecommender(Tuning):
     """Supervised fine-tuning of the recommender: TRL under Ray Train."""
 
+    batch_size: PositiveInt = 16
+    """Contexts in a step, over all workers, each with all of its examples."""
+    micro_batch_size: PositiveInt = 16
+    """Contexts that a worker holds at a time, at most."""
     negatives: PositiveInt = 1
-    """Uniform negatives beside each positive (the paper's: 1)."""
+    """Negatives beside each positive (the paper's: 1)."""
+    hard_negatives: Share = 0.0
+    """Share of the negatives that are drawn from what similar users chose next and this user never touched; the others
+    are uniform."""
     epochs: PositiveFloat = 1.0
-    """Passes over the examples."""
+    """Times that each context is learnt from, each time with negatives and wording of its own."""
+    tasks: Tasks = Tasks()
+    shared_prefix: bool = True
+    """Lay the examples of a context behind what they begin with alike, in one sequence, so that it is read once; else a
+    sequence for each (the paper's)."""
 
 
 class PaperReward(Settings):
@@ -522,6 +562,18 @@ class FusionContent(Fusion):
     """As in `methods.content_knn`."""
 
 
+class Blend(Settings):
+    """`mmsrarec+retrieval`, `mmsrarec+fusion`, `mmsrarec+fusion_content`: the language model's score beside another
+    method's, with weights learnt on the validation users."""
+
+    negatives: PositiveInt = 20
+    """Uniform negatives beside each positive."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """The fusions learn from validation users too: their scores of a fold of these come from a fit without it."""
+    prior: Annotated[float, Field(ge=0)] = 1.0
+    """Inverse variance of the weights."""
+
+
 class Methods(Settings):
     """Settings of the methods that an evaluation compares."""
 
@@ -535,6 +587,7 @@ class Methods(Settings):
     content_knn: ContentKnn = ContentKnn()
     fusion: Fusion = Fusion()
     fusion_content: FusionContent = FusionContent()
+    blend: Blend = Blend()
 
 
 MethodName = Literal[
@@ -551,6 +604,9 @@ MethodName = Literal[
     "fusion",
     "fusion_content",
     "mmsrarec",
+    "mmsrarec+retrieval",
+    "mmsrarec+fusion",
+    "mmsrarec+fusion_content",
     "taste_oracle",
     "history_oracle",
 ]

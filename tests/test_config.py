@@ -126,8 +126,8 @@ def test_the_words_that_repeat_a_configuration() -> None:
             r"^retrieve\.pq_bytes: must divide .* \(80\)",
         ),
         (
-            "tune_recommender.batch_size=48",
-            r"^tune_recommender\.batch_size: must be a multiple of train\.workers \(1\), .* micro_batch_size \(32\)",
+            "tune_recommender.batch_size=24",
+            r"^tune_recommender\.batch_size: must be a multiple of train\.workers \(1\), .* micro_batch_size \(16\)",
         ),
         ("evaluate.seeds=[0,0]", r"^evaluate\.seeds: each may stand once\. Got \[0, 0\]\.$"),
         ("evaluate.methods=[sasrecc]", r"^evaluate\.methods\.0: input should be .* Got 'sasrecc'\.$"),

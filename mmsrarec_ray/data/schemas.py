@@ -96,6 +96,15 @@ CONTEXTS = pa.schema(
             ),
             nullable=False,
         ),
+        pa.field(
+            "votes",  # of the `retrieve.voters` nearest moments: the share of each next item, by item
+            pa.list_(
+                pa.struct(
+                    [pa.field("item_id", pa.string(), nullable=False), pa.field("share", pa.float32(), nullable=False)]
+                )
+            ),
+            nullable=False,
+        ),
     ]
 )
 

@@ -184,16 +184,16 @@ def _answered(
 
 
 def tune_recommender(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
-    """Each example is learnt from `epochs` times; those of the validation users are read once, at the end."""
+    """Each context is learnt from `epochs` times; those of the validation users are read once, at the end, choices
+    alone."""
     tuning, words = config.tune_recommender, _Prompts(config, shapes, counts.pictured)
     trainers = _trainers(config, tuning, shapes)
-    candidate = words.candidate()
-    tokens = words.user() + candidate.tokens
-    each = 1 + tuning.negatives
-    train = users_of(config, counts, "train") * config.retrieve.train_cuts * each * tuning.epochs
-    validation = users_of(config, counts, "validation") * each
-    read = shapes.text_flops(tokens) + shapes.picture_flops(candidate.patches)
-    learnt, judged = train * trainers.flops(tokens, candidate.patches, 1), validation * read
+    whole = _sequences(config, words)
+    train = users_of(config, counts, "train") * config.retrieve.train_cuts * tuning.epochs
+    validation = users_of(config, counts, "validation")
+    learnt = train * sum(times * trainers.flops(each.tokens, each.patches, 1) for each, times in whole)
+    (asked, asked_times), *_ = whole
+    judged = validation * asked_times * (shapes.text_flops(asked.tokens) + shapes.picture_flops(asked.patches))
     micro = trainers.count * trainers.micro_batch
     seconds = {
         "training": trainers.seconds(learnt),
@@ -202,12 +202,27 @@ def tune_recommender(config: Config, shapes: Shapes, counts: Counts) -> Estimate
     }
     memory = trainers.states() | {
         "gathered weights": trainers.gathered(),
-        "activations": trainers.activations(words.user() + candidate.longest, candidate.patches),
+        "activations": trainers.activations(
+            sum(times * each.longest for each, times in whole), sum(times * each.patches for each, times in whole)
+        ),
     }
     advice = "lower tune_recommender.micro_batch_size, set gradient_checkpointing, or take zero3 and more workers"
-    total = (train + validation) * tokens
+    total = train * sum(times * each.tokens for each, times in whole) + validation * asked_times * asked.tokens
     note = trainers.loading(1)
     return Estimate(trainers.count, memory, trainers.limit, total, 0, learnt + judged, seconds, note, advice)
+
+
+def _sequences(config: Config, words: _Prompts) -> list[tuple[Prompt, float]]:
+    """What is learnt from a context: sequences, with how many there are of each, the choices first."""
+    tuning, candidate, user, item = config.tune_recommender, words.candidate(), words.user(), words.item()
+    offered, tasks = 1 + tuning.negatives, tuning.tasks
+    told = tasks.next_item + tasks.interests  # behind the user's part, each with a line for an answer
+    described = Prompt(item.tokens + words.line, item.longest + words.line, item.patches), tasks.item_keywords
+    if tuning.shared_prefix:
+        behind = offered * candidate.tokens + told * words.line, offered * candidate.longest + told * words.line
+        return [(Prompt(user + behind[0], user + behind[1], offered * candidate.patches), 1.0), described]
+    choice = Prompt(user + candidate.tokens, user + candidate.longest, candidate.patches), float(offered)
+    return [choice, (Prompt(user + words.line, user + words.line, 0), told), described]
 
 
 def _trainers(config: Config, tuning: Tuning, shapes: Shapes) -> Trainers:

@@ -18,6 +18,7 @@ from mmsrarec_ray.data.shop.generate import Shop, shop_of
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.job import Stage
 from mmsrarec_ray.methods.base import Method
+from mmsrarec_ray.methods.blend import Blend
 from mmsrarec_ray.methods.content import ContentKnn
 from mmsrarec_ray.methods.fusion import Content, Fusion
 from mmsrarec_ray.methods.linear import Ease
@@ -30,6 +31,7 @@ from mmsrarec_ray.methods.simple import Popularity, Random
 from mmsrarec_ray.models.engine import engine_resources, require_folder
 from mmsrarec_ray.models.load import engine_identity
 from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.evidence import Scale
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
@@ -38,7 +40,7 @@ from mmsrarec_ray.settings import FusionContent as FusionContentSettings
 from mmsrarec_ray.store import Artefact, Folder, Run, source_fingerprint
 from mmsrarec_ray.summarize.stage import Summarize
 
-OURS = "mmsrarec"
+OURS = ("mmsrarec", "mmsrarec+retrieval", "mmsrarec+fusion", "mmsrarec+fusion_content")
 ORACLES = ("taste_oracle", "history_oracle")
 
 
@@ -206,7 +208,7 @@ class MmsraRecRecipe(RetrievalRecipe):
 
     code: tuple[str, ...] = (
         *RetrievalRecipe.code,
-        *("methods/mmsrarec", "rank/score", "rank/ask", "rank/catalogue", "rank/prompts"),
+        *("methods/mmsrarec", "rank/score", "rank/ask", "rank/catalogue", "rank/evidence", "rank/prompts"),
         *("models/engine", "models/load", "summarize/prompts", "data/images", "data/frames"),
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
@@ -221,7 +223,8 @@ class MmsraRecRecipe(RetrievalRecipe):
         groups = {"rank": c.rank, "model": c.model, "retrieval": c.methods.retrieval}
         own = {name: group.model_dump() for name, group in groups.items()}
         limits = [c.data.max_image_bytes, c.data.max_image_pixels]
-        return own | {"neighbours": c.retrieve.neighbours, "history": c.retrieve.history, "images": limits}
+        shown = {name: getattr(c.retrieve, name) for name in ("neighbours", "history", "voters", "vote_temperature")}
+        return own | shown | {"images": limits}
 
     def engine(self) -> dict[str, Any]:
         return super().engine() | engine_identity(self.config.engine)
@@ -232,12 +235,35 @@ class MmsraRecRecipe(RetrievalRecipe):
     def check(self) -> None:
         require_folder(self.config.run, "mmsrarec")
 
-    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> MmsraRec:
         c, needs = self.config, ("keywords", "retriever", "recommender")
-        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, c.rank.candidate)
+        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, c.rank.candidate, c.rank.said)
         retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
         seconds = sum(inputs[name].manifest.seconds for name in needs)
-        return MmsraRec(c, catalogue, retrieval, (inputs["recommender"].folder / ADAPTER).path, seconds)
+        recommender = inputs["recommender"].folder
+        return MmsraRec(c, catalogue, retrieval, Scale.read(recommender), (recommender / ADAPTER).path, seconds)
+
+
+class BlendRecipe(MmsraRecRecipe):
+    """The same beside another method, by learnt weights."""
+
+    def __init__(self, name: str, config: Config):
+        super().__init__(name, config)
+        self.other = recipe_of(name.partition("+")[2], config)
+        self.code = (*MmsraRecRecipe.code, "methods/blend", "data/negatives", *self.other.code)
+        self.libraries = tuple(dict.fromkeys((*MmsraRecRecipe.libraries, *self.other.libraries)))
+
+    @property
+    def requires(self) -> list[Stage]:
+        return list({stage.name: stage for stage in (*super().requires, *self.other.requires)}.values())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"blend": self.config.methods.blend.model_dump(), "other": self.other.settings}
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Blend:
+        other = self.other.build(seed, log, inputs)
+        return Blend(self.name, self.config.methods.blend, seed, other, super().build(seed, log, inputs))
 
 
 class OracleRecipe(Recipe):
@@ -280,6 +306,7 @@ def recipe_of(name: str, config: Config) -> Recipe:
         "retrieval": RetrievalRecipe,
         "mmsrarec": MmsraRecRecipe,
         "content_knn": ContentRecipe,
+        **dict.fromkeys(OURS[1:], BlendRecipe),
     }
     return kinds.get(name, Recipe)(name, config)
 

@@ -139,7 +139,7 @@ def _result(config: Config, log: Log, stage: Scores, scores: Artefact) -> report
 
 
 def _kind(method: str) -> Literal["baseline", "oracle", "ours"]:
-    return "oracle" if method in ORACLES else "ours" if method == OURS else "baseline"
+    return "oracle" if method in ORACLES else "ours" if method in OURS else "baseline"
 
 
 def _ranks(table: pa.Table) -> Ranks:

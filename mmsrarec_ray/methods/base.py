@@ -48,6 +48,8 @@ class Method(ABC):
     name: str
     earlier_seconds: float = 0.0
     """Seconds of learning that the last `fit` took over from a run before, where it found the result there."""
+    learns_from_validation: bool = False
+    """Whether `fit` learns from the positives of the validation cases; choosing when to stop is not learning."""
 
     def fit(self, dataset: Dataset) -> None:
         """Learn; what was learnt before is forgotten."""

@@ -44,6 +44,8 @@ class Fusion(Method):
     other candidates.
     """
 
+    learns_from_validation = True
+
     def __init__(
         self,
         name: str,

@@ -11,8 +11,11 @@ from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method, best, chunk_of, masked
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.evidence import Scale, Signs
 from mmsrarec_ray.rank.score import score
+from mmsrarec_ray.retrieve.contexts import votes
 
+_EVIDENCE = 512  # queries whose evidence is looked up at a time
 _ABOVE = 2.0  # puts what the language model scored above all that retrieval alone did
 
 
@@ -25,14 +28,23 @@ class MmsraRec(Method):
 
     name = "mmsrarec"
 
-    def __init__(self, config: Config, catalogue: Catalogue, retrieval: Retrieval, adapter: str | None, seconds: float):
-        """adapter: the local folder of the recommender's adapter, None for the model as it is; seconds: that the making
-        of keywords, retriever and adapter took."""
+    def __init__(
+        self,
+        config: Config,
+        catalogue: Catalogue,
+        retrieval: Retrieval,
+        scale: Scale,
+        adapter: str | None,
+        seconds: float,
+    ):
+        """scale: levels of evidence, as the adapter learnt them; adapter: the local folder of the recommender's
+        adapter, None for the model as it is; seconds: that the making of keywords, retriever and adapter took."""
         self.config, self.catalogue, self.retrieval, self.adapter = config, catalogue, retrieval, adapter
-        self.earlier_seconds = seconds
+        self.scale, self.earlier_seconds = scale, seconds
 
     def learn(self, dataset: Dataset) -> None:
         self.retrieval.fit(dataset)
+        self.signs = Signs(self.config.rank.evidence, dataset.counts, self.retrieval.retriever.cooccurrence)
 
     def score(self, queries: Queries, candidates: np.ndarray) -> np.ndarray:
         found = self._ask(queries, list(candidates))
@@ -74,12 +86,17 @@ class MmsraRec(Method):
 
     def _ask(self, queries: Queries, candidates: list[np.ndarray]) -> list[np.ndarray]:
         settings, retriever = self.config.retrieve, self.retrieval.retriever
-        found = retriever.nearest(queries, settings.neighbours)
-        chosen = retriever.index.moments.next_items
-        neighbours = [chosen[row[row >= 0]] for row in found.rows]
+        found = retriever.nearest(queries, max(settings.neighbours, settings.voters))
+        moments = retriever.index.moments
+        neighbours = [moments.next_items[row[row >= 0]] for row in found.first(settings.neighbours).rows]
         recent = queries.histories.last(settings.history, -1)
         histories = [row[row >= 0] for row in recent]
-        return score(self.config, self.catalogue, self.adapter, histories, neighbours, candidates)
+        counted = votes(moments, found.first(settings.voters), settings.vote_temperature)
+        evidence: list[list[str]] = []
+        for start in range(0, len(histories), _EVIDENCE):
+            rows = slice(start, start + _EVIDENCE)
+            evidence += map(self.scale.lines, self.signs(histories[rows], counted[rows], candidates[rows]))
+        return score(self.config, self.catalogue, self.adapter, histories, neighbours, candidates, evidence)
 
 
 def _ordered(items: list[np.ndarray], scores: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,9 +41,7 @@ class Retrieval(Method):
 
     def parts(self, queries: Queries, found: Neighbours) -> tuple[np.ndarray, np.ndarray]:
         """The two sums above. found: the nearest moments; both float64 (n_queries, n_items)."""
-        nearest = found.similarity[:, :1]  # -inf where there is none
-        share = np.exp((found.similarity - np.where(np.isfinite(nearest), nearest, 0)) / self.settings.temperature)
-        share /= np.maximum(share.sum(1, keepdims=True), 1e-12)
+        share = found.shares(self.settings.temperature)
         chosen = np.zeros((len(queries), len(self.tie_break)))
         there = found.rows >= 0
         items = self.retriever.index.moments.next_items[found.rows[there]]

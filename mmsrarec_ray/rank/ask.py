@@ -16,7 +16,8 @@ from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.models.load import source
 from mmsrarec_ray.rank.catalogue import Shown
-from mmsrarec_ray.rank.prompts import bullet, content, spoken_answers, user_part
+from mmsrarec_ray.rank.evidence import EXPLAINED
+from mmsrarec_ray.rank.prompts import INSTRUCTIONS, Task, bullet, choice_lines, content, spoken_answers, user_lines
 from mmsrarec_ray.summarize.prompts import item_text
 
 
@@ -39,6 +40,7 @@ class Asker:
         self.limits = ImageLimits(config.data.max_image_bytes, config.data.max_image_pixels)
         self.processor = AutoProcessor.from_pretrained(source(config.model), revision=config.model.revision)
         self.tokenizer = self.processor.tokenizer
+        self.image_token = self.tokenizer.convert_tokens_to_ids(self.processor.image_token)
         self.control_tokens = tuple(self.tokenizer.get_added_vocab())
         self.spoken = spoken_answers(self.tokenizer)
         self.answers = tuple(self.tokenizer.encode(each, add_special_tokens=False)[0] for each in self.spoken.values())
@@ -58,13 +60,27 @@ class Asker:
         return len(whole["input_ids"][0]) - len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def user(self, history: np.ndarray | Sequence[int], neighbours: np.ndarray | Sequence[int]) -> str:
-        """The part that a user's candidates share. Both hold numbers of items; history: the newest last."""
-        return user_part(self.catalogue.lines(history), self.catalogue.lines(neighbours))
+        """The part that all questions about a user share. Both hold numbers of items; history: the newest last."""
+        shown = neighbours if self.config.rank.similar_users else ()
+        return user_lines(self.catalogue.lines(history), self.catalogue.lines(shown))
 
-    def question(self, user: str, candidate: int) -> Question:
-        """user: as `user` gives it."""
-        image = self.picture(candidate)
-        turn = [{"role": "user", "content": content(user, self._said(candidate), image is not None)}]
+    def question(self, user: str, candidate: int, evidence: str = "", wording: int = 0) -> Question:
+        """Whether the user chooses a candidate. user: as `user` gives it; evidence: what `Scale.lines` says of the
+        candidate."""
+        before = user + choice_lines(wording, EXPLAINED if self.config.rank.evidence else "")
+        said = "\n".join(filter(None, [self._said(candidate), bullet(evidence) if evidence else ""]))
+        return self._question(before, said, self.picture(candidate) if self.form == "image" else None)
+
+    def instruction(self, task: Task, user: str, wording: int) -> Question:
+        """What is asked of a user without a candidate. user: as `user` gives it."""
+        return self._question(user + INSTRUCTIONS[task][wording], "", None)
+
+    def description(self, number: int, wording: int) -> Question:
+        """An item's keywords asked for, picture and text shown whatever form candidates have."""
+        return self._question(INSTRUCTIONS["item_keywords"][wording] + "\n", self._text(number), self.picture(number))
+
+    def _question(self, before: str, item: str, image: Image.Image | None) -> Question:
+        turn = [{"role": "user", "content": content(before, item, image is not None)}]
         return Question(self.processor.apply_chat_template(turn, add_generation_prompt=True), image)
 
     def tokens(self, question: Question) -> list[int]:
@@ -79,12 +95,8 @@ class Asker:
         return tokens
 
     def picture(self, number: int) -> Image.Image | None:
-        """The candidate's picture where candidates are shown with one.
-
-        None as well where it cannot be used, which the failures of `summarize` tell: a candidate must have a score.
-        """
-        if self.form != "image":
-            return None
+        """An item's picture; None as well where it cannot be used, which the failures of `summarize` tell: a candidate
+        must have a score."""
         try:
             return load_image(self.catalogue.item(number), self.limits, self.config.model.image_size)
         except (ImageError, FileNotFoundError):
@@ -94,6 +106,9 @@ class Asker:
         if self.form == "keywords":
             [words] = self.catalogue.lines([number])
             return bullet(words) if words else ""
+        return self._text(number)
+
+    def _text(self, number: int) -> str:
         item = self.catalogue.item(number)
         return item_text(item["title"], item["text"], self.config.rank.max_text_chars, self.control_tokens)
 

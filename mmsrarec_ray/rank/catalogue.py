@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,14 @@ _SHOWN: dict[str, list[str]] = {
 }
 
 
+Said = Literal["keywords", "image_keywords", "text_keywords", "titles"]
+
+
 class Shown(Protocol):
     """What a question needs to know of items, by their numbers."""
 
     def lines(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
-        """Keywords of some items, a line each, '' of an item that has none."""
+        """What stands for some items, a line each, '' of an item that has none."""
 
     def item(self, number: int) -> dict[str, Any]:
         """The columns of the items table that the form of candidates asks for."""
@@ -36,9 +39,10 @@ class Shown(Protocol):
 class Catalogue:
     """All items, in the order of their ids, which is how `data.log.Log` numbers them.
 
-    ids, words: string (n,); words: an item's keywords in one line, '' of an item that has none; shown: the columns of
-    the items table that the form of candidates asks for, (n, …). Plain data: it lies in Ray's object store once a node.
-    Pictures that the dataset holds as bytes lie there too; those behind a URI are read when they are asked for.
+    ids, words: string (n,); words: what stands for an item in one line, mostly its keywords, '' of an item that has
+    none; shown: the columns of the items table that the form of candidates asks for, (n, …). Plain data: it lies in
+    Ray's object store once a node. Pictures that the dataset holds as bytes lie there too; those behind a URI are read
+    when they are asked for.
     """
 
     ids: pa.Array
@@ -46,16 +50,18 @@ class Catalogue:
     shown: pa.Table
 
     @classmethod
-    def read(cls, dataset: Folder, keywords: Folder, form: CandidateForm) -> Catalogue:
+    def read(cls, dataset: Folder, keywords: Folder, form: CandidateForm, said: Said = "keywords") -> Catalogue:
         """From a published dataset and its keywords. Raises InputError where no item has keywords."""
-        items = read_parts(dataset / "items", ["item_id", *_SHOWN[form]]).sort_by("item_id").combine_chunks()
-        said = read_parts(keywords / "items", ["item_id", "image_keywords", "text_keywords"])
-        if not said.num_rows:
+        columns = list(dict.fromkeys(["item_id", "title", *_SHOWN[form]]))
+        items = read_parts(dataset / "items", columns).sort_by("item_id").combine_chunks()
+        made = read_parts(keywords / "items", ["item_id", "image_keywords", "text_keywords"])
+        if not made.num_rows:
             raise InputError(f"{keywords.path}: no item has keywords; the failures of `summarize` tell why.")
-        lines = pa.array([line(*each) for each in zip(*_columns(said), strict=True)], pa.string())
-        places = pc.index_in(items["item_id"], value_set=said["item_id"].combine_chunks())
-        words = pc.fill_null(lines.take(places.combine_chunks()), "")
-        return cls(items["item_id"].combine_chunks(), words, items.drop_columns(["item_id"]))
+        places = pc.index_in(items["item_id"], value_set=made["item_id"].combine_chunks()).combine_chunks()
+        known = (items["title"], made["image_keywords"].take(places), made["text_keywords"].take(places))
+        words = [line(said, *each) for each in zip(*(column.to_pylist() for column in known), strict=True)]
+        ids = items["item_id"].combine_chunks()
+        return cls(ids, pa.array(words, pa.string()), items.select(_SHOWN[form]))
 
     def numbers(self, ids: pa.Array) -> np.ndarray:
         """Places of these ids: int64 (n,). Raises KeyError for an id the catalogue does not have."""
@@ -65,7 +71,7 @@ class Catalogue:
         return places.to_numpy().astype(np.int64)
 
     def lines(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
-        """Keywords of some items, a line each."""
+        """What stands for some items, a line each."""
         return self.words.take(pa.array(numbers, pa.int64())).to_pylist()
 
     def item(self, number: int) -> dict[str, Any]:
@@ -73,10 +79,9 @@ class Catalogue:
         return self.shown.slice(number, 1).to_pylist()[0]
 
 
-def line(image: Sequence[str] | None, text: Sequence[str] | None) -> str:
-    """An item's keywords as prompts hold them: those of the picture first, none twice."""
-    return ", ".join(dict.fromkeys([*(image or ()), *(text or ())]))
-
-
-def _columns(said: pa.Table) -> list[list[Any]]:
-    return [said[name].to_pylist() for name in ("image_keywords", "text_keywords")]
+def line(said: Said, title: str | None, image: Sequence[str] | None, text: Sequence[str] | None) -> str:
+    """An item as prompts hold it: its title, or its keywords, those of the picture first, none twice."""
+    if said == "titles":
+        return " ".join((title or "").split())
+    halves = {"keywords": (image, text), "image_keywords": (image,), "text_keywords": (text,)}[said]
+    return ", ".join(dict.fromkeys(word for half in halves for word in half or ()))

@@ -1,9 +1,12 @@
-"""Yes/no examples for the recommender: the item that came next, and others the user never touched."""
+"""What the recommender learns from: for each context the item that came next and others the user never touched, to be
+told apart, and examples of the other tasks."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,61 +23,81 @@ from mmsrarec_ray.data.parts import write_part
 from mmsrarec_ray.data.splits import hashes
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.progress import Progress
-from mmsrarec_ray.rank.ask import Asker
+from mmsrarec_ray.rank.ask import Asker, Question
 from mmsrarec_ray.rank.catalogue import Catalogue
-from mmsrarec_ray.rank.prompts import NO, YES
+from mmsrarec_ray.rank.contexts import Contexts
+from mmsrarec_ray.rank.evidence import Scale, Signs, Votes
+from mmsrarec_ray.rank.prompts import NO, YES, Task, bullet, interests
 from mmsrarec_ray.store import Folder
 
 if TYPE_CHECKING:
     import datasets
 
+EXAMPLE = pa.struct(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("item_id", pa.string()),  # that the example is about: a candidate, the next item; null of `interests`
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("picture", pa.int64()),  # whose picture stands in the prompt, by number; null where none does
+    ]
+)
 EXAMPLES = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("cut", pa.int32(), nullable=False),  # length of the history
-        pa.field("item_id", pa.string(), nullable=False),  # the candidate
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),  # yes or no
-        pa.field("number", pa.int64(), nullable=False),  # of the candidate in the catalogue, for its picture
+        pa.field("round", pa.int32(), nullable=False),  # which of the epochs: each has other negatives and wordings
+        pa.field("examples", pa.list_(EXAMPLE), nullable=False),
     ]
 )
+_KEY = ["user_id", "cut", "round"]
 _ROWS = 2_000  # contexts in a block
+_DRAWN = 200  # random items put to each of the users that levels are made from
 
 
-def write_examples(
-    config: Config, log: Log, catalogue: Catalogue, retriever: Folder, contexts: dict[str, int], out: Folder
-) -> Counter[str]:
+@dataclass(frozen=True)
+class Source:
+    """What examples are written from. scale: how signs become levels."""
+
+    config: Config
+    log: Log
+    catalogue: Catalogue
+    signs: Signs
+    scale: Scale
+
+
+def write_examples(source: Source, retriever: Folder, contexts: dict[str, int], out: Folder) -> Counter[str]:
     """Write the examples of the splits' contexts as Parquet parts below `out/SPLIT`, through Ray Data.
 
-    contexts: how many of each split there are. Returns counts: SPLIT_contexts, SPLIT_examples.
+    contexts: how many of each split there are. Returns counts: SPLIT_contexts, and SPLIT_TASK, examples of each task.
 
-    A negative is drawn uniformly from the core's items that the user never touched; it depends on the seed, the user
-    and the cut alone. retriever: its folder, whose contexts of training users are cross-fitted.
+    What is drawn depends on the seed, the user, the cut and the round alone. retriever: its folder, whose contexts of
+    training users are cross-fitted. Other splits than train have one round and nothing but choices.
     """
     folder = retriever / "contexts"
     files = [folder.file(name) for name in folder.files() if name.split("-")[0] in contexts]
     rows = ray.data.read_parquet(files, filesystem=folder.filesystem, override_num_blocks=max(1, len(files)))
     written = rows.repartition(target_num_rows_per_block=_ROWS).map_batches(
         _Write,
-        fn_constructor_args=(config, ray.put(catalogue), ray.put(log), list(contexts), out),
+        fn_constructor_args=(ray.put(source), list(contexts), out),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=config.engine.preprocess_concurrency),
+        compute=ray.data.ActorPoolStrategy(size=source.config.engine.preprocess_concurrency),
         num_cpus=1,
     )
     totals, progress = Counter[str](), Progress("examples", sum(contexts.values()), "contexts")
     for part in iter_tables(written, name="examples"):
-        for row in part.to_pylist():
-            totals.update(row)
+        for name, count in zip(part["what"].to_pylist(), part["count"].to_pylist(), strict=True):
+            totals[name] += count
         progress.update(sum(totals[f"{split}_contexts"] for split in contexts))
     return totals
 
 
 def read_examples(folder: Folder, scratch: Path) -> datasets.Dataset:
-    """Examples as TRL takes them, `prompt`, `answer` and `number`, on disk below `scratch`.
+    """Contexts with their `examples`, on disk below `scratch`.
 
-    The order is that of user, cut and candidate: which rows share a part, and where a part begins, depends on which
-    of Ray's tasks was ready first, and the same data shall teach the same.
+    The order is that of user, cut and round: which rows share a part, and where a part begins, depends on which of
+    Ray's tasks was ready first, and the same data shall teach the same.
     """
     import datasets
 
@@ -82,55 +105,139 @@ def read_examples(folder: Folder, scratch: Path) -> datasets.Dataset:
     folder.download(local)
     files = sorted(str(path) for path in local.iterdir())
     rows = datasets.Dataset.from_parquet(files, cache_dir=str(scratch / "cache"))
-    return rows.sort(["user_id", "cut", "number"]).select_columns(["prompt", "answer", "number"])
+    return rows.sort(_KEY).select_columns(["examples"])
+
+
+def scale_of(config: Config, log: Log, signs: Signs, contexts: Contexts) -> Scale:
+    """Levels of evidence, from random items of the core put to the users of these training contexts."""
+    if not signs.kinds:
+        return Scale({})
+    rng = np.random.default_rng([config.tune_recommender.seed, 11])
+    core = np.flatnonzero(log.in_core)
+    candidates = [rng.choice(core, min(len(core), _DRAWN), replace=False) for _ in range(len(contexts))]
+    found = signs(contexts.histories, contexts.votes, candidates, log.train_of(contexts.users))
+    return Scale.of(signs.kinds, np.concatenate(found, axis=1))
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """One round of one context. row: of the contexts; candidates: the positive, then negatives."""
+
+    row: int
+    round: int
+    candidates: np.ndarray
+    tasks: tuple[Task, ...]
+    wording: int
 
 
 class _Write:
     """CPU actor: contexts in, a part of examples written, counts out."""
 
-    def __init__(self, config: Config, catalogue: ray.ObjectRef, log: ray.ObjectRef, splits: list[str], out: Folder):
-        self.catalogue, self.log, self.splits, self.out = ray.get(catalogue), ray.get(log), splits, out
-        self.asker, self.settings = Asker(config, self.catalogue), config.tune_recommender
+    def __init__(self, source: ray.ObjectRef, splits: list[str], out: Folder):
+        self.writer, self.splits, self.out = Writer(ray.get(source)), splits, out
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        counts = Counter[str]()
+        for split in self.splits:
+            contexts = Contexts.of(self.writer.log, batch.filter(pc.equal(batch["split"], split)))
+            rows = self.writer.rows(contexts, learnt=split == "train")
+            write_part(self.out / split, pa.Table.from_pylist(rows, EXAMPLES), _KEY)
+            counts[f"{split}_contexts"] += len(contexts)
+            counts.update(f"{split}_{example['task']}" for row in rows for example in row["examples"])
+        return {"what": list(counts), "count": list(counts.values())}
+
+
+class Writer:
+    """Writes the examples of contexts."""
+
+    def __init__(self, source: Source):
+        self.source, self.log, self.catalogue = source, source.log, source.catalogue
+        self.settings = source.config.tune_recommender
+        self.asker = Asker(source.config, self.catalogue)
         self.core = np.flatnonzero(self.log.in_core)
 
-    def __call__(self, batch: pa.Table) -> dict[str, list[int]]:
-        counts: dict[str, list[int]] = {}
-        for split in self.splits:
-            contexts = batch.filter(pc.equal(batch["split"], split))
-            rows = [example for context in self._with_users(contexts) for example in self._examples(*context)]
-            write_part(self.out / split, pa.Table.from_pylist(rows, EXAMPLES), ["user_id", "cut", "number"])
-            counts |= {f"{split}_contexts": [len(contexts)], f"{split}_examples": [len(rows)]}
-        return counts
+    def rows(self, contexts: Contexts, learnt: bool) -> list[dict[str, Any]]:
+        """Rows of EXAMPLES. learnt: with all rounds and tasks. Raises InputError where the core has too few items that
+        a user never touched, or a question does not fit the model."""
+        lessons = [lesson for row in range(len(contexts)) for lesson in self._lessons(contexts, row, learnt)]
+        signs = self.source.signs(
+            [contexts.histories[lesson.row] for lesson in lessons],
+            [contexts.votes[lesson.row] for lesson in lessons],
+            [lesson.candidates for lesson in lessons],
+            self.log.train_of(contexts.users[[lesson.row for lesson in lessons]]),
+        )
+        return [
+            {
+                "user_id": self.log.users[int(contexts.users[lesson.row])].as_py(),
+                "cut": int(contexts.cuts[lesson.row]),
+                "round": lesson.round,
+                "examples": list(self._examples(contexts, lesson, self.source.scale.lines(each))),
+            }
+            for lesson, each in zip(lessons, signs, strict=True)
+        ]
 
-    def _with_users(self, contexts: pa.Table) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        """Each context, and all that its user touched."""
-        users = pc.index_in(contexts["user_id"], value_set=self.log.users).to_numpy()
-        for context, user in zip(contexts.to_pylist(), users, strict=True):
-            yield context, self.log.sequences[user]
+    def _lessons(self, contexts: Contexts, row: int, learnt: bool) -> Iterator[_Lesson]:
+        """What is drawn for one context."""
+        user, cut, tasks = int(contexts.users[row]), int(contexts.cuts[row]), self.settings.tasks
+        whole = self.log.sequences[user]
+        shares: dict[Task, float] = {
+            "next_item": tasks.next_item,
+            "item_keywords": tasks.item_keywords,
+            "interests": tasks.interests,
+        }
+        for number in range(math.ceil(self.settings.epochs) if learnt else 1):
+            name = f"{self.log.users[user]}\0{cut}\0{number}"
+            key = int(hashes([name], self.settings.seed, "example")[0])
+            rng = np.random.default_rng(key)
+            if learnt and rng.random() >= self.settings.epochs - number:
+                continue  # the last round of a broken number of epochs is for some
+            negatives = self._negatives(name, whole, contexts.neighbours[row], contexts.votes[row], rng, key)
+            chosen = tuple(task for task, share in shares.items() if learnt and rng.random() < share)
+            wording = int(rng.integers(tasks.phrasings)) if learnt else 0
+            yield _Lesson(row, number, np.array([whole[cut], *negatives], np.int64), chosen, wording)
 
-    def _examples(self, context: dict[str, Any], whole: np.ndarray) -> Iterator[dict[str, Any]]:
-        """whole: int32 (n,), all that the user touched."""
-        user_id, cut = context["user_id"], context["cut"]
-        neighbours = [each["next_item_id"] for each in context["neighbours"]]
-        user = self.asker.user(self._numbers(context["history"]), self._numbers(neighbours))
-        candidates = [int(whole[cut]), *self._negatives(user_id, cut, whole)]
-        for number, answer in zip(candidates, [YES] + [NO] * len(candidates), strict=False):
-            question = self.asker.question(user, number)
-            self.asker.tokens(question)  # refuses now what would not fit when it is scored
-            values = (user_id, cut, self.catalogue.ids[number].as_py(), question.prompt, answer, number)
-            yield dict(zip(EXAMPLES.names, values, strict=True))
-
-    def _numbers(self, ids: list[str]) -> np.ndarray:
-        return self.catalogue.numbers(pa.array(ids, pa.string()))
-
-    def _negatives(self, user_id: str, cut: int, touched: np.ndarray) -> list[int]:
-        """Raises InputError where the core has too few items that the user never touched."""
-        wanted = self.settings.negatives
-        key = int(hashes([f"{user_id}\0{cut}"], self.settings.seed, "example")[0])
-        fresh = untouched(self.core, touched, wanted, key)
-        if len(fresh) < wanted:
+    def _negatives(
+        self, name: str, touched: np.ndarray, neighbours: np.ndarray, votes: Votes, rng: np.random.Generator, key: int
+    ) -> np.ndarray:
+        """Items that the user never touched. Raises InputError where the core has too few."""
+        wanted, share = self.settings.negatives, self.settings.hard_negatives
+        hard = np.zeros(0, np.int64)
+        if share:
+            found = np.unique(np.concatenate([neighbours, np.fromiter(votes, np.int64)]))
+            found = found[self.log.in_core[found] & ~np.isin(found, touched)]
+            hard = rng.permutation(found)[: rng.binomial(wanted, share)]
+        fresh = untouched(self.core, np.concatenate([touched, hard]), wanted - len(hard), key)
+        if len(fresh) + len(hard) < wanted:
             raise InputError(
-                f"tune_recommender.negatives: {wanted} core items that a user never touched are needed; user {user_id} "
-                f"has {len(fresh)}."
+                f"tune_recommender.negatives: {wanted} core items that a user never touched are needed; user "
+                f"{name.split(chr(0))[0]} has {len(fresh) + len(hard)}."
             )
-        return fresh.tolist()
+        return np.concatenate([hard, fresh])
+
+    def _examples(self, contexts: Contexts, lesson: _Lesson, evidence: list[str]) -> Iterator[dict[str, Any]]:
+        """evidence: what is said of each candidate."""
+        history, positive = contexts.histories[lesson.row], int(lesson.candidates[0])
+        user = self.asker.user(history, contexts.neighbours[lesson.row])
+        for number, said, answer in zip(lesson.candidates.tolist(), evidence, _answers(lesson), strict=True):
+            yield self._example("choice", number, self.asker.question(user, number, said, lesson.wording), answer)
+        [next_words] = self.catalogue.lines([positive])
+        liked = interests(self.catalogue.lines(history), self.source.config.summarize.max_keywords)
+        for task in lesson.tasks:
+            words = liked if task == "interests" else next_words
+            if not words:
+                continue
+            if task == "item_keywords":
+                question = self.asker.description(positive, lesson.wording)
+            else:
+                question = self.asker.instruction(task, user, lesson.wording)
+            yield self._example(task, None if task == "interests" else positive, question, bullet(words))
+
+    def _example(self, task: Task, number: int | None, question: Question, answer: str) -> dict[str, Any]:
+        self.asker.tokens(question)  # refuses now what would not fit when it is scored
+        item = None if number is None else self.catalogue.ids[number].as_py()
+        values = (task, item, question.prompt, answer, number if question.image is not None else None)
+        return dict(zip(EXAMPLE.names, values, strict=True))
+
+
+def _answers(lesson: _Lesson) -> list[str]:
+    return [YES, *[NO] * (len(lesson.candidates) - 1)]

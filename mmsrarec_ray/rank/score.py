@@ -29,6 +29,7 @@ _TASK = pa.schema(
         pa.field("history", pa.list_(pa.int64())),  # items by number, the newest last
         pa.field("neighbours", pa.list_(pa.int64())),  # what similar users chose next, the most similar first
         pa.field("candidates", pa.list_(pa.int64())),
+        pa.field("evidence", pa.list_(pa.string())),  # what is said of each candidate
     ]
 )
 
@@ -40,10 +41,12 @@ def score(
     histories: Sequence[np.ndarray],
     neighbours: Sequence[np.ndarray],
     candidates: Sequence[np.ndarray],
+    evidence: Sequence[list[str]],
 ) -> list[np.ndarray]:
     """Scores in [0, 1] of each user's candidates: float64 (c,) each.
 
-    histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`;
+    histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`; evidence: what
+    is said of each of the candidates, as `Scale.lines` gives it;
     adapter: the local folder of a LoRA adapter, None for the model as it is. Ray must be connected. Raises
     RuntimeError with the engine's message where a candidate could not be scored, InputError where a question does not
     fit the model, ConfigError where the cluster is too small.
@@ -51,7 +54,7 @@ def score(
     if not candidates:
         return []
     require_cpus("mmsrarec", engine_cpus(config))
-    columns = [list(range(len(candidates))), histories, neighbours, candidates]
+    columns = [list(range(len(candidates))), histories, neighbours, candidates, evidence]
     table = pa.table(dict(zip(_TASK.names, columns, strict=True)), schema=_TASK)
     blocks = max(1, sum(map(len, candidates)) // _REQUESTS)
     requests = ray.data.from_arrow(_pieces(table, blocks)).map_batches(
@@ -93,13 +96,14 @@ class _Ask:
     def __call__(self, batch: pa.Table) -> Iterator[dict[str, list]]:
         for task in batch.to_pylist():
             user = self.asker.user(task["history"], task["neighbours"])
-            rows = [self._request(user, candidate) for candidate in task["candidates"]]
+            asked = zip(task["candidates"], task["evidence"], strict=True)
+            rows = [self._request(user, candidate, evidence) for candidate, evidence in asked]
             places = {"row": [task["row"]] * len(rows), "column": list(range(len(rows)))}
             if rows:
                 yield places | {name: [row[name] for row in rows] for name in rows[0]}
 
-    def _request(self, user: str, candidate: int) -> dict[str, Any]:
-        question = self.asker.question(user, candidate)
+    def _request(self, user: str, candidate: int, evidence: str) -> dict[str, Any]:
+        question = self.asker.question(user, candidate, evidence)
         adapter = {"model": self.adapter} if self.adapter else {}
         return {
             "tokenized_prompt": self.asker.tokens(question),

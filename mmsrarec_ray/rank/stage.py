@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from mmsrarec_ray import workers
 from mmsrarec_ray.adapters import FACTS, libraries, take_facts
-from mmsrarec_ray.data.log import read_log
+from mmsrarec_ray.data.log import Log, read_log
+from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.models.engine import require_cpus
 from mmsrarec_ray.models.load import fingerprint, source
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.rank.catalogue import Catalogue
-from mmsrarec_ray.rank.examples import write_examples
+from mmsrarec_ray.rank.contexts import Contexts
+from mmsrarec_ray.rank.evidence import Signs
+from mmsrarec_ray.rank.examples import Source, scale_of, write_examples
+from mmsrarec_ray.rank.prompts import INSTRUCTIONS
 from mmsrarec_ray.rank.tune import Task, work
+from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
 
 EXAMPLES = "examples"
 _SPLITS = ("train", "validation")
+_SCALED = 1_000  # training contexts that the levels of evidence are made from, at most
 
 
 class TuneRecommender(Stage):
@@ -29,7 +37,8 @@ class TuneRecommender(Stage):
     name: ClassVar[str] = "tune_recommender"
     artefact: ClassVar[str] = "recommender"
     code: ClassVar[tuple[str, ...]] = (
-        *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/examples", "rank/tune"),
+        *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/contexts", "rank/evidence"),
+        *("rank/examples", "rank/packing", "rank/tune"),
         *("adapters", "workers"),
         *("data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
         *("models/load", "models/engine", "summarize/prompts"),
@@ -67,14 +76,14 @@ class TuneRecommender(Stage):
         require_cpus(self.name, self._cpus())
         if self.fresh:
             out.clear()
-        log = read_log(inputs["dataset"].folder)
-        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, self.config.rank.candidate)
-        retriever = inputs["retriever"]
+        retriever, catalogue = inputs["retriever"], self._catalogue(inputs)
         (out / EXAMPLES).clear()  # parts of a killed run
         contexts = {split: retriever.manifest.counts[f"{split}_contexts"] for split in _SPLITS}
-        counts = write_examples(self.config, log, catalogue, retriever.folder, contexts, out / EXAMPLES)
-        train, validation = (counts[f"{split}_examples"] for split in _SPLITS)
-        say(f"tune_recommender: {train:,} examples, {validation:,} for validation")
+        source = self._source(catalogue, read_log(inputs["dataset"].folder), retriever.folder)
+        source.scale.write(out)
+        counts = write_examples(source, retriever.folder, contexts, out / EXAMPLES)
+        told = ", ".join(f"{counts[f'train_{task}']:,} {task}" for task in INSTRUCTIONS)
+        say(f"tune_recommender: examples: {told}; {counts['validation_choice']:,} for validation")
         if not out.exists(FACTS):  # else a run was killed when all but the manifest was there
             task = Task(self.config, catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
             workers.run("tune_recommender", work, {"task": ray.put(task)}, self.config.train)
@@ -84,3 +93,18 @@ class TuneRecommender(Stage):
             f"{facts['validation_loss']:.4f} with {facts['validation_accuracy']:.1%} of the answers right"
         )
         return Outcome(counts, facts)
+
+    def _catalogue(self, inputs: dict[str, Artefact]) -> Catalogue:
+        """With all that is shown of an item: a candidate's form need not be what `item_keywords` asks about."""
+        rank, tasks = self.config.rank, self.config.tune_recommender.tasks
+        form = "image" if tasks.item_keywords else rank.candidate
+        return Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, form, rank.said)
+
+    def _source(self, catalogue: Catalogue, log: Log, retriever: Folder) -> Source:
+        """What examples are written from."""
+        counts = np.bincount(log.train().items, minlength=log.n_items)
+        together = Retriever.load(retriever, memory_map=True).cooccurrence
+        signs = Signs(self.config.rank.evidence, counts, together)
+        first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))
+        some = read_part(retriever / "contexts", first).slice(0, _SCALED)
+        return Source(self.config, log, catalogue, signs, scale_of(self.config, log, signs, Contexts.of(log, some)))

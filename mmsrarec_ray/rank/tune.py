@@ -1,6 +1,6 @@
-"""Supervised fine-tuning of the recommender: TRL's SFTTrainer in Ray Train workers, a LoRA adapter, loss on the answer.
+"""Supervised fine-tuning of the recommender: TRL's SFTTrainer in Ray Train workers, a LoRA adapter, loss on answers.
 
-Examples are read from disk as they are needed; a candidate's picture is decoded then.
+Examples are read from disk as they are needed; their pictures are decoded then.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from mmsrarec_ray.adapters import (
     write_result,
 )
 from mmsrarec_ray.config import Config
+from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.examples import read_examples
+from mmsrarec_ray.rank.packing import Collator
 from mmsrarec_ray.store import Folder
 
 
@@ -59,12 +61,13 @@ class _Tuning:
         resume, step = newest_checkpoint(self.task.out, self.worker.scratch / "resume")
         if resume:
             self.worker.report(f"tune_recommender: goes on from step {step:,}")
-        trainer.train(resume_from_checkpoint=resume)
+        trained = trainer.train(resume_from_checkpoint=resume)
         judged = trainer.evaluate()
         losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
         facts = {
             "steps": trainer.state.global_step,
             "resumed_at": step,
+            "train_seconds": trained.metrics["train_runtime"],  # since it was resumed
             "train_loss": sum(losses) / max(1, len(losses)),
             "validation_loss": judged["eval_loss"],
             "validation_accuracy": judged["eval_mean_token_accuracy"],
@@ -74,17 +77,20 @@ class _Tuning:
     def _trainer(self) -> Any:
         from trl import SFTConfig, SFTTrainer
 
+        model = load_base(self.task.config)
+        _require_plain_positions(model, self.settings.shared_prefix)
         return SFTTrainer(
-            model=load_base(self.task.config),
+            model=model,
             args=SFTConfig(
                 **training_arguments(self.task.config, self.settings, self.worker.size, self.worker.scratch),
-                num_train_epochs=self.settings.epochs,
+                num_train_epochs=1,  # what is learnt in a further epoch is further examples
                 max_length=None,
-                completion_only_loss=True,
+                dataset_kwargs={"skip_prepare_dataset": True},
                 report_to=[],
             ),
-            train_dataset=self._examples(self.task.train),
-            eval_dataset=self._examples(self.task.validation),
+            train_dataset=read_examples(self.task.train, self.worker.scratch),
+            eval_dataset=read_examples(self.task.validation, self.worker.scratch),
+            data_collator=Collator(self.asker, self.settings.shared_prefix),
             processing_class=self.asker.processor,
             peft_config=lora_config(self.settings.lora),
             callbacks=[
@@ -93,14 +99,12 @@ class _Tuning:
             ],
         )
 
-    def _examples(self, folder: Folder) -> Any:
-        """Examples whose pictures are decoded on demand."""
-        return read_examples(folder, self.worker.scratch).with_transform(self._completed)
 
-    def _completed(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pictures = [self.asker.picture(number) for number in batch["number"]]
-        return {
-            "prompt": batch["prompt"],
-            "completion": [self.asker.spoken[answer] for answer in batch["answer"]],
-            "images": [[picture] if picture is not None else [] for picture in pictures],
-        }
+def _require_plain_positions(model: Any, shared_prefix: bool) -> None:
+    """Raises ConfigError where a shared prefix would give a model other positions than it works out for itself."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if shared_prefix and "mrope_section" in rope:
+        raise ConfigError(
+            "tune_recommender.shared_prefix: must be false for a model that counts positions in rows and columns of "
+            f"pictures, such as {type(model).__name__}. Got true."
+        )

@@ -10,6 +10,7 @@ import pyarrow as pa
 from mmsrarec_ray.data.log import Cases, Log
 from mmsrarec_ray.data.schemas import CONTEXTS
 from mmsrarec_ray.retrieve.index import Moments, Neighbours
+from mmsrarec_ray.settings import Retrieve
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,23 @@ def hits(moments: Moments, found: Neighbours, positives: np.ndarray) -> int:
     return int((chosen == positives[:, None]).any(1).sum())
 
 
+def votes(moments: Moments, found: Neighbours, temperature: float) -> list[dict[int, float]]:
+    """What the nearest moments say of items: for each query, next item -> share of the votes."""
+    counted: list[dict[int, float]] = []
+    for rows, shares in zip(found.rows, found.shares(temperature), strict=True):
+        items, places = np.unique(moments.next_items[rows[rows >= 0]], return_inverse=True)
+        sums = np.bincount(places, shares[rows >= 0], len(items))
+        counted.append(dict(zip(items.tolist(), sums.tolist(), strict=True)))
+    return counted
+
+
 def contexts_table(
-    log: Log, cases: Cases, split: str, fold: int, moments: Moments, found: Neighbours, length: int
+    log: Log, cases: Cases, split: str, fold: int, moments: Moments, found: Neighbours, settings: Retrieve
 ) -> pa.Table:
-    """Rows of CONTEXTS. length: how many of the last items stand in `history`."""
+    """Rows of CONTEXTS. found: at least `neighbours` and `voters` of each case."""
     histories = cases.queries.histories
-    last = histories.last(length, -1)
+    last = histories.last(settings.history, -1)
+    counted = votes(moments, found.first(settings.voters), settings.vote_temperature)
     return pa.table(
         {
             "user_id": log.users.take(pa.array(histories.users)),
@@ -57,7 +69,8 @@ def contexts_table(
             "split": pa.repeat(split, len(cases)),
             "fold": np.full(len(cases), fold, np.int32),
             "history": _lists(last >= 0, log.items.take(pa.array(last[last >= 0]))),
-            "neighbours": _neighbours(log, moments, found),
+            "neighbours": _neighbours(log, moments, found.first(settings.neighbours)),
+            "votes": _votes(log, counted),
         },
         schema=CONTEXTS,
     )
@@ -74,6 +87,14 @@ def _neighbours(log: Log, moments: Moments, found: Neighbours) -> pa.ListArray:
         log.items.take(pa.array(moments.next_items[rows])),
     ]
     return _lists(there, pa.StructArray.from_arrays(values, fields=list(fields)))
+
+
+def _votes(log: Log, counted: list[dict[int, float]]) -> pa.ListArray:
+    items = np.array([item for each in counted for item in each], np.int64)
+    shares = pa.array([share for each in counted for share in each.values()], pa.float32())
+    fields = CONTEXTS.field("votes").type.value_type
+    values = pa.StructArray.from_arrays([log.items.take(pa.array(items)), shares], fields=list(fields))
+    return pa.ListArray.from_arrays(np.cumsum([0, *map(len, counted)]).astype(np.int32), values)
 
 
 def _lists(there: np.ndarray, values: pa.Array) -> pa.ListArray:

@@ -71,6 +71,16 @@ class Neighbours:
     rows: np.ndarray
     similarity: np.ndarray
 
+    def first(self, k: int) -> Neighbours:
+        """The k most similar of each query alone."""
+        return Neighbours(self.rows[:, :k], self.similarity[:, :k])
+
+    def shares(self, temperature: float) -> np.ndarray:
+        """Softmax of cosine / temperature over a query's neighbours: float (n, k), 0 where there is none."""
+        nearest = self.similarity[:, :1]  # -inf where there is none
+        share = np.exp((self.similarity - np.where(np.isfinite(nearest), nearest, 0)) / temperature)
+        return share / np.maximum(share.sum(1, keepdims=True), 1e-12)
+
 
 @dataclass(frozen=True)
 class _Queries:

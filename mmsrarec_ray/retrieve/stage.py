@@ -137,11 +137,12 @@ class _Work:
         retriever = Retriever(self.encoder(fold), index, self.together, self.log.items, self.timed)
         progress = Progress("retrieve", len(cases), f"{split} contexts")
         for number, part in enumerate(_parts(cases)):
-            found = retriever.nearest(part.queries, settings.neighbours)
-            table = contexts_table(self.log, part, split, fold, index.moments, found, settings.history)
+            found = retriever.nearest(part.queries, max(settings.neighbours, settings.voters))
+            table = contexts_table(self.log, part, split, fold, index.moments, found, settings)
             name = f"{split}-{max(fold, 0)}-{number:05d}.parquet"
             (self.out / "contexts").write_bytes(name, to_parquet(table))
-            total += Support(len(part), hits(index.moments, found, part.positives), self._pairs(part))
+            near = found.first(settings.neighbours)
+            total += Support(len(part), hits(index.moments, near, part.positives), self._pairs(part))
             progress.update(total.cases)
         return total
 

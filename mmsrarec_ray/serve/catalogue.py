@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsrarec_ray.rank.catalogue import Catalogue, line
+from mmsrarec_ray.rank.catalogue import Catalogue, Said, line
 from mmsrarec_ray.serve.keywords import words_of
 from mmsrarec_ray.serve.store import Item
 
@@ -20,8 +20,9 @@ class LiveCatalogue:
     gone: numbers of items that must not be shown.
     """
 
-    def __init__(self, base: Catalogue):
-        self.base = base
+    def __init__(self, base: Catalogue, said: Said = "keywords"):
+        """said: what stands for an item in `base`."""
+        self.base, self.said = base, said
         self.known = len(base.ids)
         """How many items the bundle has."""
         self.gone: set[int] = set()
@@ -67,7 +68,7 @@ class LiveCatalogue:
             number = len(self)
             self._ids.append(item.item_id)
             self._numbers[item.item_id] = number
-        self._lines[number] = line(item.image_keywords, item.text_keywords)
+        self._lines[number] = line(self.said, item.title, item.image_keywords, item.text_keywords)
         self._shown[number] = {"title": item.title, "text": item.text, "image": item.image, "image_uri": None}
         if item.status == "ready":
             self.gone.discard(number)

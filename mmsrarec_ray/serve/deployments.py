@@ -63,24 +63,32 @@ class RankerReplica:
     async def __init__(self, bundle: Bundle, store: str):  # type: ignore[misc]  # Ray Serve awaits it
         dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
         self._version = bundle.version
-        self._catalogue = LiveCatalogue(Catalogue.read(dataset, keywords, bundle.config.rank.candidate))
+        rank = bundle.config.rank
+        self._catalogue = LiveCatalogue(Catalogue.read(dataset, keywords, rank.candidate, rank.said), rank.said)
         self._feed = Feed(open_store(store), self._learn, lambda user_id: None)
         self._feed.begin()
         self._engine = Engine(bundle, self._catalogue)
-        await self._engine.score([], [], [0])  # the first question compiles what the later ones use
+        await self._engine.score([], [], [0], [""])  # the first question compiles what the later ones use
 
     async def score(
-        self, bundle: str, history: Sequence[str], neighbours: Sequence[str], candidates: Sequence[str], position: int
+        self,
+        bundle: str,
+        history: Sequence[str],
+        neighbours: Sequence[str],
+        candidates: Sequence[str],
+        evidence: Sequence[str],
+        position: int,
     ) -> list[float] | None:
-        """p(yes) of each candidate. All hold item ids that the retriever knew at that position.
+        """p(yes) of each candidate. History, neighbours and candidates hold item ids that the retriever knew at that
+        position; evidence: what is said of each candidate.
 
         bundle: the retriever's; None where it is not this one's, while one takes the place of another.
         """
         if bundle != self._version:
             return None
         await self._feed.catch_up(position)
-        numbers = [[self._number(item) for item in items] for items in (history, neighbours, candidates)]
-        return await self._engine.score(*numbers)
+        asked, near, offered = ([self._number(id) for id in items] for items in (history, neighbours, candidates))
+        return await self._engine.score(asked, near, offered, evidence)
 
     async def summarise(self, item: dict[str, Any]) -> tuple[list[str], list[str]]:
         """Keywords of the picture and of the text. Raises as `Engine.summarise`."""

@@ -40,13 +40,16 @@ class Engine:
         self._asker, self._renderer = Asker(config, catalogue), Renderer(config)
         self._number = itertools.count()
 
-    async def score(self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int]) -> list[float]:
-        """p(yes) of each candidate, in [0, 1]: what `rank.score` computes in bulk. All hold numbers of items.
+    async def score(
+        self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int], evidence: Sequence[str]
+    ) -> list[float]:
+        """p(yes) of each candidate, in [0, 1]: what `rank.score` computes in bulk. All but evidence, which says
+        something of each candidate, hold numbers of items.
 
         Raises InputError where a question does not fit the model. Cancelled, it takes its questions back.
         """
         # Tokens and pictures are worked out in a thread: the loop stays free for other requests' answers.
-        asked = await asyncio.to_thread(self._questions, history, neighbours, candidates)
+        asked = await asyncio.to_thread(self._questions, history, neighbours, candidates, evidence)
         return await asyncio.gather(*(self._score(tokens, question) for tokens, question in asked))
 
     async def summarise(self, item: dict[str, Any]) -> Keywords:
@@ -63,10 +66,11 @@ class Engine:
         await self._engine.check_health()
 
     def _questions(
-        self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int]
+        self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int], evidence: Sequence[str]
     ) -> list[tuple[list[int], Question]]:
         user = self._asker.user(history, neighbours)
-        questions = [self._asker.question(user, candidate) for candidate in candidates]
+        asked = zip(candidates, evidence, strict=True)
+        questions = [self._asker.question(user, candidate, said) for candidate, said in asked]
         return [(self._asker.tokens(question), question) for question in questions]
 
     async def _score(self, tokens: list[int], question: Question) -> float:

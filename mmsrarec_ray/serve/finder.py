@@ -15,6 +15,8 @@ from mmsrarec_ray.methods.base import Dataset, best
 from mmsrarec_ray.methods.neighbours import DECAY
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.evidence import Scale, Signs
+from mmsrarec_ray.retrieve.contexts import votes
 from mmsrarec_ray.retrieve.index import Neighbours
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.serve.bundle import Bundle
@@ -48,7 +50,8 @@ class Wish:
 
 @dataclass(frozen=True)
 class Candidate:
-    """score: of retrieval, comparable within an answer; source: what speaks most for it."""
+    """score: of retrieval, comparable within an answer; source: what speaks most for it; evidence: what the ranker is
+    told beside it."""
 
     item_id: str
     title: str
@@ -56,6 +59,7 @@ class Candidate:
     score: float
     source: Source
     why: Why
+    evidence: str
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,10 @@ class _Case:
 class Finder:
     """A bundle's retrieval, and what has changed since. One thread at a time."""
 
-    def __init__(self, config: Config, version: str, log: Log, retriever: Retriever, catalogue: Catalogue):
-        """version: of the bundle; catalogue: with titles."""
+    def __init__(
+        self, config: Config, version: str, log: Log, retriever: Retriever, catalogue: Catalogue, scale: Scale
+    ):
+        """version: of the bundle; catalogue: with titles; scale: levels of evidence, as the ranker learnt them."""
         self.config, self.version = config, version
         self.catalogue = LiveCatalogue(catalogue)
         self.moments = VisibleMoments(retriever.index)
@@ -103,6 +109,7 @@ class Finder:
         self.counts = dataset.counts
         self.retrieval = Retrieval(config.methods.retrieval, self.retriever)
         self.retrieval.fit(dataset)
+        self.signs, self.scale = Signs(config.rank.evidence, self.counts, retriever.cooccurrence), scale
         self.words = KeywordIndex(catalogue.words.to_pylist())
 
     @classmethod
@@ -111,7 +118,8 @@ class Finder:
         dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
         retriever = Retriever.load(bundle.folder("retriever"))
         catalogue = Catalogue.read(dataset, keywords, "text")
-        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue)
+        scale = Scale.read(bundle.folder("recommender"))
+        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue, scale)
 
     def item_changed(self, item: Item) -> None:
         """Learn what the store says of an item."""
@@ -136,11 +144,12 @@ class Finder:
             fresh = []
         numbers.sort(key=lambda number: (-case.scores[number], number))
         evidence = Evidence(self.catalogue, self.retriever.cooccurrence, case.history, self._next_items(case))
+        told = self._told(case, numbers)
         ids = self.catalogue.id
         return Found(
             history=[ids(number) for number in case.history[-self.config.retrieve.history :]],
             neighbours=[ids(number) for number in self._neighbours(case)],
-            candidates=[self._candidate(case, number, number in fresh, evidence) for number in numbers],
+            candidates=[self._candidate(case, n, n in fresh, evidence, said) for n, said in told.items()],
             unknown=unknown,
             known_user=user is not None,
             bundle=self.version,
@@ -160,9 +169,10 @@ class Finder:
         known = self.catalogue.known
         old = [number for number in history if number < known]  # what the encoder and the counts know
         queries = Queries(Sequences.of([old], np.array([_NOBODY if user is None else user])), np.array([_NOW]))
-        most = max(self.config.methods.retrieval.neighbours, self.config.retrieve.neighbours)
+        shown = self.config.retrieve
+        most = max(self.config.methods.retrieval.neighbours, shown.neighbours, shown.voters)
         found = self.retriever.nearest(queries, most)
-        chosen, together = self.retrieval.parts(queries, _first(found, self.config.methods.retrieval.neighbours))
+        chosen, together = self.retrieval.parts(queries, found.first(self.config.methods.retrieval.neighbours))
         near = self.words.cosines(self._profile(history))
         by_words = np.ones(len(self.catalogue), bool)
         if old or not history:  # else the counts have nothing to say, and keywords find old items too
@@ -196,11 +206,22 @@ class Finder:
         rest = np.where(allowed[: self.catalogue.known] & self.pool, case.retrieved, -np.inf)
         return [*_best(rest, wish.count - len(fresh)), *fresh], fresh
 
-    def _candidate(self, case: _Case, number: int, fresh: bool, evidence: Evidence) -> Candidate:
+    def _told(self, case: _Case, numbers: list[int]) -> dict[int, str]:
+        """What the ranker is told of each, as `rank.score` tells it; of items that the counts do not know, that nobody
+        chose them."""
+        settings, known = self.config.retrieve, self.catalogue.known
+        history = np.array([n for n in case.history[-settings.history :] if n < known], np.int64)
+        [counted] = votes(self.moments.moments, case.found.first(settings.voters), settings.vote_temperature)
+        old = np.array(numbers, np.int64) < known
+        signs = np.zeros((len(self.signs.kinds), len(numbers)))
+        [signs[:, old]] = self.signs([history], [counted], [np.array(numbers, np.int64)[old]])
+        return dict(zip(numbers, self.scale.lines(signs), strict=True))
+
+    def _candidate(self, case: _Case, number: int, fresh: bool, evidence: Evidence, told: str) -> Candidate:
         words, title = self.catalogue.keywords(number), self.catalogue.title(number)
         source = self._source(case, number, fresh)
         score = float(case.scores[number])
-        return Candidate(self.catalogue.id(number), title, words, score, source, evidence.why(number))
+        return Candidate(self.catalogue.id(number), title, words, score, source, evidence.why(number), told)
 
     def _source(self, case: _Case, number: int, fresh: bool) -> Source:
         if number < self.catalogue.known:
@@ -220,10 +241,6 @@ class Finder:
         rows = case.found.rows[0, : self.config.retrieve.neighbours]
         items = self.moments.moments.next_items[rows[rows >= 0]].tolist()
         return [number for number in items if number not in self.catalogue.gone]
-
-
-def _first(found: Neighbours, k: int) -> Neighbours:
-    return Neighbours(found.rows[:, :k], found.similarity[:, :k])
 
 
 def _best(scores: np.ndarray, k: int) -> list[int]:

@@ -142,7 +142,8 @@ class Service:
         # One user's requests go to one replica: its engine has read the user's part already.
         ranker = lane.ranker.options(session_id=session)
         try:
-            asked = ranker.score.remote(found.bundle, found.history, found.neighbours, ids, position)
+            told = [each.evidence for each in found.candidates]
+            asked = ranker.score.remote(found.bundle, found.history, found.neighbours, ids, told, position)
             scores = await _within(asked, left)
         except BackPressureError:
             return None, "busy"

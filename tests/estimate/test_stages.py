@@ -128,12 +128,18 @@ def test_a_prefix_is_read_once_for_all_candidates(qwen: Shapes) -> None:
 
 
 def test_a_recommender_learns_from_each_positive_and_its_negatives(qwen: Shapes) -> None:
-    found = tune_recommender(gpu(), qwen, MILLION)
-    tokens = 80 + 8 * 48 + 500 / 4 + 256
-    assert found.tokens_in == pytest.approx((8e5 + 1e5) * 2 * tokens)
-    half = tune_recommender(gpu("tune_recommender.epochs=0.5"), qwen, MILLION)
+    alone = [f"tune_recommender.tasks.{task}=0" for task in ("next_item", "item_keywords", "interests")]
+    found = tune_recommender(gpu(*alone), qwen, MILLION)
+    user, candidate = 80 + 8 * 48, 500 / 4 + 256
+    assert found.tokens_in == pytest.approx((8e5 + 1e5) * 2 * (user + candidate))
+    half = tune_recommender(gpu(*alone, "tune_recommender.epochs=0.5"), qwen, MILLION)
     assert half.seconds["training"] == pytest.approx(found.seconds["training"] / 2)
     assert half.seconds["validation"] == found.seconds["validation"]
+    shared = tune_recommender(gpu(*alone, "tune_recommender.shared_prefix=true"), qwen, MILLION)
+    assert shared.tokens_in == pytest.approx((8e5 + 1e5) * (user + 2 * candidate))
+    described = tune_recommender(gpu(*alone, "tune_recommender.tasks.item_keywords=0.5"), qwen, MILLION)
+    assert described.tokens_in > found.tokens_in
+    assert described.seconds["validation"] == found.seconds["validation"]
 
 
 def test_rewards_that_ask_no_model_cost_nothing(qwen: Shapes) -> None:

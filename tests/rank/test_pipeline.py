@@ -30,10 +30,11 @@ ITEMS, USERS = 40, 120
 SETTINGS = (
     *("data.format=tables", "split.validation=0.2", "split.test=0.2", "train.threads=1"),
     *("methods.sasrec.dim=16", "methods.sasrec.epochs=2", "methods.sasrec.heads=1"),
-    *("tune_recommender.batch_size=16", "tune_recommender.epochs=2", "tune_recommender.checkpoint_steps=5"),
+    *("tune_recommender.batch_size=8", "tune_recommender.epochs=2", "tune_recommender.checkpoint_steps=5"),
     *("tune_recommender.lora.rank=8", "tune_recommender.lora.dropout=0", "tune_recommender.log_steps=1"),
-    *("rank.shortlist=6", "rank.candidate=keywords"),
-    *("evaluate.methods=[popularity, mmsrarec]", "evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
+    *("rank.shortlist=6", "rank.candidate=keywords", "rank.evidence=[cooccurrence, moments, popularity]"),
+    *("retrieve.voters=20", "evaluate.methods=[popularity, mmsrarec, mmsrarec+retrieval]"),
+    *("evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
 )
 
 
@@ -83,9 +84,16 @@ def test_the_summary_says_where_every_result_lies(done: dict[str, Artefact]) -> 
 
 def test_examples_are_positives_and_negatives_that_the_user_never_touched(done: dict[str, Artefact]) -> None:
     counts = done["recommender"].manifest.counts
-    assert (counts["train_contexts"], counts["train_examples"]) == (72, 144)
-    columns = ["user_id", "cut", "item_id", "prompt", "answer"]
-    examples = read_parts(done["recommender"].folder / "examples" / "train", columns).to_pylist()
+    assert (counts["train_contexts"], counts["train_choice"], counts["validation_choice"]) == (72, 288, 48)
+    assert 0 < counts["train_next_item"] < 72
+    columns = ["user_id", "cut", "examples"]
+    contexts = read_parts(done["recommender"].folder / "examples" / "train", columns).to_pylist()
+    examples = [
+        {"user_id": context["user_id"], "cut": context["cut"], **example}
+        for context in contexts
+        for example in context["examples"]
+        if example["task"] == "choice"
+    ]
     touched = read_parts(done["dataset"].folder / "interactions", ["user_id", "item_id", "position"]).to_pylist()
     of_user = {(row["user_id"], row["position"]): row["item_id"] for row in touched}
     owned = {(row["user_id"], row["item_id"]) for row in touched}
@@ -94,12 +102,12 @@ def test_examples_are_positives_and_negatives_that_the_user_never_touched(done: 
         assert example["answer"] == ("yes" if positive else "no")
         assert positive or (example["user_id"], example["item_id"]) not in owned
         assert example["prompt"].startswith("<|im_start|>user\nUser history, oldest first:\n")
-    assert sum(example["answer"] == "yes" for example in examples) == 72
+    assert sum(example["answer"] == "yes" for example in examples) == len(contexts) == 144
 
 
 def test_the_adapter_is_what_stays_of_the_training(done: dict[str, Artefact]) -> None:
     facts, folder = done["recommender"].manifest.metrics, done["recommender"].folder
-    assert facts["steps"] == 18  # 144 examples, 16 a step, 2 epochs
+    assert facts["steps"] == 18  # 72 contexts, 8 a step, 2 epochs
     assert facts["resumed_at"] == 0
     assert CHECKPOINTS not in folder.folders()
     assert (folder / ADAPTER).exists("adapter_model.safetensors")

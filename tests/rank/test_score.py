@@ -22,6 +22,7 @@ MODULES = ("q_proj", "v_proj", "down_proj")
 HISTORIES = [np.array([3, 1, 4]), np.array([3, 1, 4]), np.zeros(0, np.int64), np.arange(5)]
 NEIGHBOURS = [np.array([7, 8]), np.array([7, 8]), np.zeros(0, np.int64), np.array([9])]
 CANDIDATES = [np.arange(10, 22), np.arange(10, 22)[::-1], np.array([2]), np.array([20, 29, 11, 5])]
+EVIDENCE = [[f"chosen with this history {number % 10}" for number in each] for each in CANDIDATES]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def config() -> Config:
     words = ["data.format=shop", "run=/nowhere", "rank.candidate=image", "tune_recommender.lora.rank=8"]
-    return load(None, [*words, "engine.batch_size=16"])
+    return load(None, [*words, "engine.batch_size=16", "rank.evidence=[cooccurrence]"])
 
 
 def by_transformers(settings: Config, catalogue: Catalogue, adapter: str) -> list[np.ndarray]:
@@ -59,9 +60,10 @@ def by_transformers(settings: Config, catalogue: Catalogue, adapter: str) -> lis
     model = AutoModelForImageTextToText.from_pretrained(TINY, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter).eval()
     found = []
-    for history, neighbours, candidates in zip(HISTORIES, NEIGHBOURS, CANDIDATES, strict=True):
+    for history, neighbours, candidates, evidence in zip(HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE, strict=True):
         user = asker.user(history, neighbours)
-        questions = [asker.question(user, candidate) for candidate in candidates]
+        asked = zip(candidates, evidence, strict=True)
+        questions = [asker.question(user, candidate, said) for candidate, said in asked]
         found.append(np.array([_p_yes(asker, model, each.prompt, each.image) for each in questions]))
     return found
 
@@ -77,7 +79,7 @@ def _p_yes(asker: Asker, model: torch.nn.Module, prompt: str, image: object) -> 
 
 def test_scores_are_those_of_transformers(ray_session: str, catalogue: Catalogue, adapter: str) -> None:
     settings = config()
-    found = score(settings, catalogue, adapter, HISTORIES, NEIGHBOURS, CANDIDATES)
+    found = score(settings, catalogue, adapter, HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE)
     for ours, reference in zip(found, by_transformers(settings, catalogue, adapter), strict=True):
         np.testing.assert_allclose(ours, reference, atol=1e-5)
     np.testing.assert_allclose(found[0], found[1][::-1], atol=1e-6)  # the candidates in another order

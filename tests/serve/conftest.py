@@ -23,8 +23,9 @@ ITEMS, USERS = 40, 120
 SETTINGS = (
     *("data.format=tables", "split.validation=0.2", "split.test=0.2", "train.threads=1"),
     *("methods.sasrec.dim=16", "methods.sasrec.epochs=2", "methods.sasrec.heads=1"),
-    *("tune_recommender.batch_size=16", "tune_recommender.epochs=1", "tune_recommender.log_steps=1"),
+    *("tune_recommender.batch_size=8", "tune_recommender.epochs=1", "tune_recommender.log_steps=1"),
     *("tune_recommender.lora.rank=8", "rank.shortlist=6", "rank.candidate=image"),
+    *("rank.evidence=[cooccurrence, moments, popularity]", "retrieve.voters=20"),
     *("evaluate.methods=[mmsrarec]", "evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
 )
 SERVED = {

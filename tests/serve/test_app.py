@@ -67,7 +67,9 @@ class Ranker:
         self.seconds, self.error, self.asked, self.version = 0.0, None, 0, "v1"
         self.keywords: Any = (["red"], ["mug"])
 
-    async def score(self, bundle: str, history: Any, neighbours: Any, candidates: list[str], position: int) -> Any:
+    async def score(
+        self, bundle: str, history: Any, neighbours: Any, candidates: list[str], evidence: Any, position: int
+    ) -> Any:
         self.asked += 1
         if bundle != self.version:
             return None

@@ -8,6 +8,7 @@ import pyarrow as pa
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log, Queries, Sequences
 from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.evidence import Scale
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.retrieve.encoders import Vocabulary
 from mmsrarec_ray.retrieve.index import MomentIndex, Moments
@@ -61,4 +62,4 @@ def finder(*words: str, version: str = "v1") -> Finder:
     index = MomentIndex.build(encoder.encode(moments.queries), table, Retrieve())
     together = Cooccurrence.of(users, len(IDS), 5)
     retriever = Retriever(encoder, index, together, log.items, False)  # type: ignore[arg-type]
-    return Finder(config(*words), version, log, retriever, catalogue())
+    return Finder(config(*words), version, log, retriever, catalogue(), Scale({}))

@@ -1,0 +1,127 @@
+"""What others say of a candidate, in words: the paper's retrieval (section 3.2) does not look at the candidate.
+
+Three kinds, each a number that only compares candidates, told as a level from 0 to 9 that a model can read. Level n of
+a sign that is there at all: one in 2^n or fewer random items of the core, put to training users, has as strong a one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mmsrarec_ray.data.log import Sequences
+from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
+from mmsrarec_ray.store import Folder
+
+Kind = Literal["cooccurrence", "moments", "popularity"]
+LEVELS = 10
+SCALE = "evidence.json"
+_SAID: dict[Kind, str] = {
+    "cooccurrence": "with this history",
+    "moments": "by similar users",
+    "popularity": "by all users",
+}
+EXPLAINED = "How often a candidate was chosen is told from 0 to 9."
+_DECAY = 0.8  # weight of an item of the history against the one after it
+
+Votes = Mapping[int, float]
+"""Next items of similar moments by number, and their shares."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """How strong each kind of evidence is, from the training users' log.
+
+    counts: int64 (n_items,), training interactions of each item; together: the pairs of all training users.
+    """
+
+    kinds: tuple[Kind, ...]
+    counts: np.ndarray
+    together: Cooccurrence
+
+    def __call__(
+        self,
+        histories: Sequence[np.ndarray],
+        votes: Sequence[Votes],
+        candidates: Sequence[np.ndarray],
+        own: Sequences | None = None,
+    ) -> list[np.ndarray]:
+        """Signs of each context's candidates: float64 (kinds, c) each.
+
+        histories, candidates: items by number, the newest last, an array for each context; own: the training
+        sequence of each context's user, whose interactions are left out of the counts: else the positive of a training
+        user would be known by its own trace.
+        """
+        sizes = [len(each) for each in candidates]
+        rows = np.repeat(np.arange(len(sizes)), sizes)
+        items = np.concatenate([np.zeros(0, np.int64), *candidates]).astype(np.int64)
+        found = {
+            "cooccurrence": lambda: self._together(histories, rows, items, own),
+            "moments": lambda: np.array([votes[r].get(i, 0.0) for r, i in zip(rows.tolist(), items.tolist())]),  # noqa: B905
+            "popularity": lambda: self.counts[items] - _own_counts(own, rows, items),
+        }
+        signs = np.array([found[kind]() for kind in self.kinds], np.float64).reshape(len(self.kinds), len(items))
+        return np.split(signs, np.cumsum(sizes)[:-1], axis=1) if sizes else []
+
+    def _together(
+        self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, own: Sequences | None
+    ) -> np.ndarray:
+        """Mean over the history of P(candidate soon after h), recent items first: float64 (p,)."""
+        lengths = np.array([len(each) for each in histories], np.int64)
+        times = lengths[rows]
+        pair = np.repeat(np.arange(len(rows)), times)  # which candidate a pair of it and an item of the history is of
+        before = np.concatenate([np.zeros(0, np.int64), *(histories[row] for row in rows)]).astype(np.int64)
+        age = np.repeat(np.cumsum(times), times) - 1 - np.arange(len(pair))
+        asked = rows[pair], before, items[pair]
+        nobody = Sequences.of([[]] * len(histories)) if own is None else own
+        count = self.together.without(nobody, *asked)
+        followers = np.maximum(np.asarray(self.together.count.sum(1)), 1)[before]
+        weight = _DECAY**age
+        total = np.bincount(pair, weight, len(rows))
+        return np.bincount(pair, weight * count / followers, len(rows)) / np.maximum(total, 1e-12)
+
+
+def _own_counts(own: Sequences | None, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """How often each item stands in the own sequence of its row's user: int64 (p,)."""
+    if own is None:
+        return np.zeros(len(items), np.int64)
+    return np.array([np.count_nonzero(own[row] == item) for row, item in zip(rows, items, strict=True)], np.int64)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where levels begin. edges: kind -> float64 (9,), rising; a sign has the level of how many it is above."""
+
+    edges: dict[Kind, list[float]]
+
+    @classmethod
+    def of(cls, kinds: Sequence[Kind], signs: np.ndarray) -> Scale:
+        """From signs of random items: float64 (kinds, n)."""
+        quantiles = 1 - 0.5 ** np.arange(1, LEVELS)
+        return cls({kind: np.quantile(row, quantiles).tolist() for kind, row in zip(kinds, signs, strict=True)})
+
+    @classmethod
+    def read(cls, folder: Folder) -> Scale:
+        """As `write` left it."""
+        return cls(json.loads(folder.read_bytes(SCALE)))
+
+    def write(self, folder: Folder) -> None:
+        folder.write_bytes(SCALE, json.dumps(self.edges, indent=2).encode())
+
+    def lines(self, signs: np.ndarray) -> list[str]:
+        """What is said of each candidate: '' where nothing is. signs: float64 (kinds, c)."""
+        if not self.edges:
+            return [""] * signs.shape[1]
+        levels = [
+            np.where(row > 0, np.searchsorted(edges, row, "left"), 0)
+            for edges, row in zip(self.edges.values(), signs, strict=True)
+        ]
+        said = [_SAID[kind] for kind in self.edges]
+        return [
+            "chosen " + ", ".join(f"{words} {level}" for words, level in zip(said, each, strict=True))
+            for each in zip(*levels, strict=True)
+        ]

@@ -1,0 +1,143 @@
+"""Examples of a context as tensors: one sequence that holds what they begin with alike once, or a sequence for each.
+
+With a shared prefix the tokens of every example stand behind it, at the positions they would have alone, and see the
+prefix and themselves: a mask of blocks. The logits are those of separate sequences. TRL's own packing does not take
+vision models and knows no prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmsrarec_ray.rank.ask import Asker
+
+IGNORED = -100
+_PADDED = -1
+_PREFIX = 0
+
+
+@dataclass(frozen=True)
+class _Example:
+    """tokens: int64 (n,), prompt, then answer; asked: how many of them are the prompt; shareable: how many of the first
+    may stand for those of another example: all before a picture, whose tokens look alike and are not."""
+
+    tokens: np.ndarray
+    asked: int
+    shareable: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A sequence of the batch. tokens, labels, positions: int64 (n,); block: int64 (n,), 0 for the prefix, which all
+    see, else the number of the example."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    block: np.ndarray
+
+
+class Collator:
+    """From rows of EXAMPLES to what the model takes.
+
+    Gives input_ids and labels (-100 but for answers), int64 (rows, n), what the processor makes of the pictures, in the
+    order of their tokens, and attention_mask: of separate sequences int64 (rows, n), 0 for padding; with a shared
+    prefix bool (rows, 1, n, n), true where a token sees another, with position_ids, int64 (rows, n).
+    """
+
+    def __init__(self, asker: Asker, shared_prefix: bool):
+        self.asker, self.shared_prefix = asker, shared_prefix
+        tokenizer = asker.tokenizer
+        self.padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def __call__(self, contexts: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        groups = [group for context in contexts for group in _groups(context["examples"])]
+        if not self.shared_prefix:
+            groups = [[example] for group in groups for example in group]
+        pictures: dict[str, list[torch.Tensor]] = {}
+        rows = [_laid([self._read(example, pictures) for example in group]) for group in groups]
+        batch = _batch(rows, self.padding, self.shared_prefix)
+        return batch | {name: torch.cat(values) for name, values in pictures.items()}
+
+    def _read(self, example: dict[str, Any], pictures: dict[str, list[torch.Tensor]]) -> _Example:
+        """An example's tokens; what the processor makes of its picture is added to `pictures`."""
+        tokenizer = self.asker.tokenizer
+        if example["task"] == "choice":
+            answer = tokenizer.encode(self.asker.spoken[example["answer"]], add_special_tokens=False)
+        else:
+            answer = [*tokenizer.encode(example["answer"], add_special_tokens=False), tokenizer.eos_token_id]
+        if example["picture"] is None:
+            asked = tokenizer(example["prompt"], add_special_tokens=False)["input_ids"]
+            shareable = len(asked)
+        else:
+            picture = self.asker.picture(example["picture"])
+            read = self.asker.processor(
+                text=[example["prompt"]], images=[[picture]], add_special_tokens=False, return_tensors="pt"
+            )
+            asked = read.pop("input_ids")[0].tolist()
+            shareable = self._before_picture(example["prompt"])
+            for name, values in read.items():
+                if name not in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+                    pictures.setdefault(name, []).append(values)
+        return _Example(np.array([*asked, *answer], np.int64), len(asked), shareable)
+
+    def _before_picture(self, prompt: str) -> int:
+        """How many tokens stand before the first that a picture brings in."""
+        plain = self.asker.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return plain.index(self.asker.image_token)
+
+
+def _groups(examples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Examples that begin with a user together, others alone."""
+    of_user = [example for example in examples if example["task"] != "item_keywords"]
+    return [of_user, *([example] for example in examples if example["task"] == "item_keywords")]
+
+
+def _laid(examples: list[_Example]) -> _Row:
+    """Examples behind their longest common prefix. Of a lone one the prefix is its prompt."""
+    shared = min(min(example.asked, example.shareable) for example in examples)
+    first = examples[0].tokens[:shared]
+    for example in examples[1:]:
+        same = first == example.tokens[:shared]
+        shared = min(shared, shared if same.all() else int(np.argmin(same)))
+        first = first[:shared]
+    parts = [example.tokens[shared:] for example in examples]
+    labels = [np.where(np.arange(shared, len(e.tokens)) < e.asked, IGNORED, e.tokens[shared:]) for e in examples]
+    lengths = [shared, *map(len, parts)]
+    return _Row(
+        np.concatenate([first, *parts]),
+        np.concatenate([np.full(shared, IGNORED), *labels]),
+        np.concatenate([np.arange(shared), *(shared + np.arange(len(part)) for part in parts)]),
+        np.repeat(np.arange(len(lengths)), lengths),
+    )
+
+
+def _batch(rows: list[_Row], padding: int, shared_prefix: bool) -> dict[str, torch.Tensor]:
+    """Rows of equal length, padded behind."""
+    length = max(len(row.tokens) for row in rows)
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        values = (getattr(row, name) for row in rows)
+        return torch.from_numpy(np.stack([np.pad(v, (0, length - len(v)), constant_values=value) for v in values]))
+
+    batch = {"input_ids": padded("tokens", padding), "labels": padded("labels", IGNORED)}
+    block = padded("block", _PADDED)
+    if not shared_prefix:
+        return batch | {"attention_mask": (block != _PADDED).long()}
+    return batch | {"position_ids": padded("positions", 0), "attention_mask": _seen(block)}
+
+
+def _seen(block: torch.Tensor) -> torch.Tensor:
+    """Which token sees which: bool (rows, 1, n, n). block: int64 (rows, n).
+
+    A padding token sees itself, since softmax over nothing is not a number.
+    """
+    here, there = block[:, :, None], block[:, None, :]
+    order = torch.arange(block.shape[1])
+    seen = ((there == _PREFIX) | (there == here)) & (order[None, :] <= order[:, None]) & (here != _PADDED)
+    return (seen | torch.eye(len(order), dtype=torch.bool))[:, None]

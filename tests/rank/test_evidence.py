@@ -1,0 +1,80 @@
+"""What is said of candidates: counted by hand, a user's own trace left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmsrarec_ray.config import load
+from mmsrarec_ray.data.log import Sequences
+from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.rank.evidence import Scale, Signs
+from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
+from mmsrarec_ray.store import Folder
+
+TRAIN = Sequences.of([[0, 1, 2], [0, 1], [3, 1], [0, 2]])
+ITEMS = 5
+COUNTS = np.bincount(TRAIN.items, minlength=ITEMS)
+
+
+def signs(*kinds: str) -> Signs:
+    return Signs(kinds, COUNTS, Cooccurrence.of(TRAIN, ITEMS, window=2))  # type: ignore[arg-type]
+
+
+def test_counts_by_hand() -> None:
+    # After 0 came 1, 2; 1; 2: four pairs, two of them with 1. After 3 came 1.
+    found = signs("cooccurrence", "moments", "popularity")(
+        [np.array([0, 3])], [{1: 0.75, 4: 0.25}], [np.array([1, 2, 4])]
+    )
+    near, older = 1 / 1.8, 0.8 / 1.8  # weights of 3, the newest, and of 0
+    expected = [[near * 1 + older * 2 / 4, older * 2 / 4, 0], [0.75, 0, 0.25], [3, 2, 0]]
+    np.testing.assert_allclose(found[0], expected)
+
+
+def test_a_users_own_interactions_leave_no_trace() -> None:
+    """User 0 went from 0 and 1 to 2: without it, 2 came after 0 once and never after 1."""
+    own = TRAIN.take(np.array([0, 3]))
+    histories = [np.array([0, 1]), np.array([0])]
+    with_own, without = (
+        signs("cooccurrence", "popularity")(histories, [{}, {}], [np.array([2]), np.array([2])], each)
+        for each in (None, own)
+    )
+    assert with_own[0][1] == 2
+    assert without[0][1] == without[1][1] == 1
+    newest, older = 1 / 1.8, 0.8 / 1.8
+    assert with_own[0][0] == pytest.approx(newest * 1 / 1 + older * 2 / 4)
+    assert without[0][0] == pytest.approx(older * 1 / 4)
+    assert without[1][0] == pytest.approx(1 / 4)
+
+
+def test_contexts_without_history_candidates_or_kinds() -> None:
+    empty = np.zeros(0, np.int64)
+    found = signs("cooccurrence", "popularity")([empty, np.array([0])], [{}, {}], [np.array([1, 2]), empty])
+    np.testing.assert_array_equal(found[0], [[0, 0], [3, 2]])
+    assert found[1].shape == (2, 0)
+    [none] = signs()([np.array([0])], [{}], [np.array([1, 2])])
+    assert Scale({}).lines(none) == ["", ""]
+    assert signs("popularity")([], [], []) == []
+
+
+def test_a_level_is_how_rare_so_strong_a_sign_is(tmp_path: Path) -> None:
+    folder = Folder.at(str(tmp_path))
+    Scale.of(["moments", "popularity"], np.stack([np.arange(1024.0), np.zeros(1024)])).write(folder)
+    scale = Scale.read(folder)
+    lines = scale.lines(np.array([[0.0, 300, 600, 1000, 5000], [0, 0, 0, 0.5, 1]]))
+    assert lines == [
+        "chosen by similar users 0, by all users 0",
+        "chosen by similar users 0, by all users 0",
+        "chosen by similar users 1, by all users 0",
+        "chosen by similar users 5, by all users 9",
+        "chosen by similar users 9, by all users 9",
+    ]
+
+
+def test_votes_must_be_kept_where_they_are_told() -> None:
+    words = ["data.format=shop", "run=/nowhere", "rank.evidence=[moments]"]
+    with pytest.raises(ConfigError, match=r"^retrieve\.voters: must be above 0"):
+        load(None, words)
+    assert load(None, [*words, "retrieve.voters=100"]).retrieve.voters == 100

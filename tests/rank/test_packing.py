@@ -1,0 +1,109 @@
+"""Training with a shared prefix: the tensors, and that the model says of them what it says of separate sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmsrarec_ray.adapters import load_base
+from mmsrarec_ray.rank.ask import Asker
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.packing import IGNORED, Collator
+from tests.rank.world import catalogue, config
+
+FORMS = ("keywords", "text", "image")
+
+
+def contexts(asker: Asker) -> list[dict[str, Any]]:
+    """Two users: one with three candidates and all tasks, one with an empty history and two candidates."""
+    found = []
+    for history, neighbours, candidates in (([0, 1], [3], [1, 3, 0]), ([], [], [3, 1])):
+        user = asker.user(history, neighbours)
+        rows = [
+            (asker.question(user, number), number, answer) for number, answer in zip(candidates, ANSWERS, strict=False)
+        ]
+        examples = [
+            {"task": "choice", "prompt": q.prompt, "answer": answer, "picture": number if q.image else None}
+            for q, number, answer in rows
+        ]
+        if history:
+            described = asker.description(1, 1)
+            asked = (("next_item", asker.instruction("next_item", user, 0), None), ("item_keywords", described, 1))
+            examples += [
+                {"task": task, "prompt": q.prompt, "answer": "- blue, hat", "picture": picture}
+                for task, q, picture in asked
+            ]
+        found.append({"examples": examples})
+    return found
+
+
+ANSWERS = ("yes", "no", "no")
+
+
+@pytest.fixture(scope="module")
+def items() -> Catalogue:
+    return catalogue()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_equal_those_of_separate_sequences(items: Catalogue, form: str) -> None:
+    settings = config(f"rank.candidate={form}")
+    asker, model = Asker(settings, items), load_base(settings).eval()
+    answers = []
+    for shared_prefix in (True, False):
+        batch = Collator(asker, shared_prefix)(contexts(asker))
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            logits = model(**batch).logits[:, :-1]
+        answers.append((labels[labels != IGNORED], logits[labels[:, 1:] != IGNORED]))
+    (labels, shared), (expected_labels, separate) = answers
+    assert labels.tolist() == expected_labels.tolist()
+    assert len(labels) > 10
+    torch.testing.assert_close(shared, separate, atol=2e-4, rtol=1e-4)
+
+
+def test_a_context_is_one_sequence_with_the_user_once(items: Catalogue) -> None:
+    asker = Asker(config("rank.candidate=keywords"), items)
+    shared, separate = (Collator(asker, each)(contexts(asker)) for each in (True, False))
+    assert len(shared["input_ids"]) == 3  # two users, and the item that is described
+    assert len(separate["input_ids"]) == 7
+    first = asker.tokenizer.decode(shared["input_ids"][0])
+    assert first.count("User history, oldest first:") == 1
+    assert first.count("Candidate item:") == 3
+
+
+def test_a_candidate_does_not_see_another(items: Catalogue) -> None:
+    """What another candidate is called changes nothing."""
+    settings = config("rank.candidate=keywords")
+    asker, model = Asker(settings, items), load_base(settings).eval()
+    said = []
+    for other in (3, 0):
+        user = asker.user([0, 1], [3])
+        examples = [
+            {"task": "choice", "prompt": asker.question(user, number).prompt, "answer": "no", "picture": None}
+            for number in (other, 1)
+        ]
+        batch = Collator(asker, True)([{"examples": examples}])
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            logits = model(**batch).logits[:, :-1]
+        said.append(logits[labels[:, 1:] != IGNORED])
+    torch.testing.assert_close(said[0][1], said[1][1], atol=2e-4, rtol=1e-4)
+    assert not torch.allclose(said[0][0], said[1][0], atol=1e-3)
+
+
+def test_pictures_that_look_alike_as_tokens_are_not_shared(items: Catalogue) -> None:
+    asker = Asker(config("rank.candidate=image"), items)
+    user = asker.user([0], [3])
+    examples = [
+        {"task": "choice", "prompt": asker.question(user, number).prompt, "answer": "no", "picture": number}
+        for number in (1, 3)
+    ]
+    batch = Collator(asker, True)([{"examples": examples}])
+    pictures = len(batch["pixel_values"])
+    assert pictures == 2
+    tokens = int((batch["input_ids"] == asker.image_token).sum())
+    [alone] = [int((Collator(asker, True)([{"examples": examples[:1]}])["input_ids"] == asker.image_token).sum())]
+    assert tokens == 2 * alone
