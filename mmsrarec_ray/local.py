@@ -37,14 +37,15 @@ def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
     """A cluster of one node on this machine; gives the address of its dashboard.
 
     All its ports are free ones, so it stands beside any other Ray of the machine: `ray.init` asks for fixed ones, and
-    a node whose agent finds its port taken can run no job. options: further words for `ray start`. Raises
-    RuntimeError with what Ray said where it does not come up.
+    a node whose agent finds its port taken can run no job. It has a folder of its own below Ray's as well: a job joins
+    the cluster whose address was last noted in the folder, which may be another one's. options: further words for
+    `ray start`. Raises RuntimeError with what Ray said where it does not come up.
     """
     tools = Path(sys.executable).parent
     ports = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     chosen = dict(zip(ports, _free_ports(len(ports)), strict=True))
     words = ["--head", "--block", f"--num-cpus={num_cpus}", "--disable-usage-stats"]
-    words += [f"--{name}={port}" for name, port in chosen.items()]
+    words += [f"--temp-dir={_folder()}", *(f"--{name}={port}" for name, port in chosen.items())]
     environment = os.environ | {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",  # the job's `python`
         # Every stage is a few worker processes: let that many start at a time, instead of warning of each.
@@ -64,7 +65,14 @@ def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
             yield address
         finally:
             _stop(process)
-            _forget(chosen["port"])
+
+
+def _folder() -> str:
+    """A new folder below Ray's own, for sessions and logs; its path is short, since sockets lie below it."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    Path(get_default_ray_temp_dir()).mkdir(mode=0o777, exist_ok=True)
+    return tempfile.mkdtemp(dir=get_default_ray_temp_dir())
 
 
 def _free_ports(count: int) -> list[int]:
@@ -103,20 +111,6 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
     with suppress(ProcessLookupError):  # nothing of its session is left, mostly
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _forget(port: int) -> None:
-    """Remove the note of the newest cluster if it is this one.
-
-    `ray start` leaves it behind when it is terminated, and whoever looks for a cluster there would wait for a dead one:
-    Ray Train does so for 12 seconds after every training.
-    """
-    from ray._common.utils import get_ray_address_file
-
-    note = Path(get_ray_address_file(None))
-    with suppress(FileNotFoundError):
-        if note.read_text().endswith(f":{port}"):
-            note.unlink()
 
 
 def submit(entrypoint: list[str], num_cpus: int) -> int:
