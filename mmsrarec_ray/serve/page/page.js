@@ -79,10 +79,12 @@ async function refresh() {
   const turn = ++state.turn;
   at("status").textContent = "…";
   try {
-    await showHistory();
+    const items = await historyItems();
+    if (turn !== state.turn) return;  // a newer wish is on its way
+    showHistory(items);
     if (state.mode === "user" && !state.user) return say("Pick a user.");
     const answer = await call("POST", "/v1/recommendations", wish());
-    if (turn !== state.turn) return;  // a newer wish is on its way
+    if (turn !== state.turn) return;
     at("recommended").replaceChildren(...answer.items.map((item) => recommended(item, answer.ranked)));
     const how = answer.degraded ? `in the order of retrieval: the ranker is ${answer.degraded_reason}` : "ranked by the model";
     say(`${answer.items.length} items in ${Math.round(answer.took_ms)} ms, ${how}.`, answer.degraded);
@@ -97,9 +99,12 @@ function say(text, warn = false) {
   at("status").classList.toggle("warn", warn);
 }
 
-async function showHistory() {
-  let items = [...state.own].reverse();
-  if (state.mode === "user") items = state.user ? (await call("GET", `/v1/users/${encodeURIComponent(state.user)}`)).history : [];
+async function historyItems() {
+  if (state.mode === "own") return [...state.own].reverse();
+  return state.user ? (await call("GET", `/v1/users/${encodeURIComponent(state.user)}`)).history : [];
+}
+
+function showHistory(items) {
   const remove = (item) => () => { state.own = state.own.filter((own) => own !== item); refresh(); };
   const tiles = items.map((item) => tile(item, state.mode === "own" ? "Remove" : "In the history", state.mode === "own" ? remove(item) : () => {}));
   at("history").replaceChildren(...tiles);
