@@ -8,7 +8,7 @@ import numpy as np
 
 from mmsrarec_ray import workers
 from mmsrarec_ray.adapters import FACTS, libraries, take_facts
-from mmsrarec_ray.data.log import Log, read_log
+from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
@@ -76,16 +76,15 @@ class TuneRecommender(Stage):
         require_cpus(self.name, self._cpus())
         if self.fresh:
             out.clear()
-        retriever, catalogue = inputs["retriever"], self._catalogue(inputs)
+        retriever, material = inputs["retriever"], self.material(inputs)
         (out / EXAMPLES).clear()  # parts of a killed run
         contexts = {split: retriever.manifest.counts[f"{split}_contexts"] for split in _SPLITS}
-        source = self._source(catalogue, read_log(inputs["dataset"].folder), retriever.folder)
-        source.scale.write(out)
-        counts = write_examples(source, retriever.folder, contexts, out / EXAMPLES)
+        material.scale.write(out)
+        counts = write_examples(material, retriever.folder, contexts, out / EXAMPLES)
         told = ", ".join(f"{counts[f'train_{task}']:,} {task}" for task in INSTRUCTIONS)
         say(f"tune_recommender: examples: {told}; {counts['validation_choice']:,} for validation")
         if not out.exists(FACTS):  # else a run was killed when all but the manifest was there
-            task = Task(self.config, catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
+            task = Task(self.config, material.catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
             workers.run("tune_recommender", work, {"task": ray.put(task)}, self.config.train)
         facts = take_facts(out)
         say(
@@ -94,17 +93,14 @@ class TuneRecommender(Stage):
         )
         return Outcome(counts, facts)
 
-    def _catalogue(self, inputs: dict[str, Artefact]) -> Catalogue:
-        """With all that is shown of an item: a candidate's form need not be what `item_keywords` asks about."""
-        rank, tasks = self.config.rank, self.config.tune_recommender.tasks
-        form = "image" if tasks.item_keywords else rank.candidate
-        return Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, form, rank.said)
-
-    def _source(self, catalogue: Catalogue, log: Log, retriever: Folder) -> Source:
+    def material(self, inputs: dict[str, Artefact]) -> Source:
         """What examples are written from."""
+        rank, tasks = self.config.rank, self.config.tune_recommender.tasks
+        form = "image" if tasks.item_keywords else rank.candidate  # that task shows an item whole, candidates or not
+        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, form, rank.said)
+        log, retriever = read_log(inputs["dataset"].folder), inputs["retriever"].folder
         counts = np.bincount(log.train().items, minlength=log.n_items)
-        together = Retriever.load(retriever, memory_map=True).cooccurrence
-        signs = Signs(self.config.rank.evidence, counts, together)
+        signs = Signs(rank.evidence, counts, Retriever.load(retriever, memory_map=True).cooccurrence)
         first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))
-        some = read_part(retriever / "contexts", first).slice(0, _SCALED)
-        return Source(self.config, log, catalogue, signs, scale_of(self.config, log, signs, Contexts.of(log, some)))
+        some = Contexts.of(log, read_part(retriever / "contexts", first).slice(0, _SCALED))
+        return Source(self.config, log, catalogue, signs, scale_of(self.config, log, signs, some))
