@@ -61,7 +61,7 @@ class Signs:
         items = np.concatenate([np.zeros(0, np.int64), *candidates]).astype(np.int64)
         found = {
             "cooccurrence": lambda: self._together(histories, rows, items, own),
-            "moments": lambda: np.array([votes[r].get(i, 0.0) for r, i in zip(rows.tolist(), items.tolist())]),  # noqa: B905
+            "moments": lambda: _voted(votes, rows, items),
             "popularity": lambda: self.counts[items] - _own_counts(own, rows, items),
         }
         signs = np.array([found[kind]() for kind in self.kinds], np.float64).reshape(len(self.kinds), len(items))
@@ -83,6 +83,11 @@ class Signs:
         weight = _DECAY**age
         total = np.bincount(pair, weight, len(rows))
         return np.bincount(pair, weight * count / followers, len(rows)) / np.maximum(total, 1e-12)
+
+
+def _voted(votes: Sequence[Votes], rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """The share of the votes that each item has among those of its row: float64 (p,)."""
+    return np.array([votes[row].get(item, 0.0) for row, item in zip(rows.tolist(), items.tolist(), strict=True)])
 
 
 def _own_counts(own: Sequences | None, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
