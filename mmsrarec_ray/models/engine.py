@@ -101,10 +101,16 @@ def require_cpus(stage: str, needed: float) -> None:
     A cluster with an autoscaler (those of `ray up` and of KubeRay) may begin without any.
     """
     import ray
+    from ray._raylet import GcsClient
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     there = ray.cluster_resources().get("CPU", 0)
-    if there < needed and not is_autoscaler_v2(fetch_from_server=True):
+    if there >= needed:
+        return
+    # Asked of this cluster by name: Ray's default client is global, and whatever else ran in this process may have
+    # reset it.
+    gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
+    if not is_autoscaler_v2(fetch_from_server=True, gcs_client=gcs):
         raise ConfigError(
             f"the actors of {stage} hold {needed:g} logical CPUs and the cluster has {there:g}: it would wait for "
             f"ever. Set ray.num_cpus={needed:g} or more, or start the cluster with `ray start --head --num-cpus=…`."

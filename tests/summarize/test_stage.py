@@ -239,7 +239,9 @@ def test_what_decides_the_keywords_decides_the_fingerprint(place: Place) -> None
     assert len({base, *different}) == 5
 
 
-def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(place: Place) -> None:
+def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As shutting down another cluster of this process leaves it (ray.cluster_utils).
+    monkeypatch.setattr("ray.experimental.internal_kv.global_gcs_client", None)
     with pytest.raises(ConfigError, match=r"hold 12 logical CPUs and the cluster has 4.*ray\.num_cpus=12"):
         place.summarise("engine.cpus=10", "summarize.attempt=2")
 
