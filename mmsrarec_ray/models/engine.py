@@ -101,7 +101,7 @@ def require_cpus(stage: str, needed: float) -> None:
     A cluster with an autoscaler (those of `ray up` and of KubeRay) may begin without any.
     """
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     there = ray.cluster_resources().get("CPU", 0)
