@@ -26,7 +26,7 @@ from mmsrarec_ray import __version__
 from mmsrarec_ray.config import Config, known_keys, load
 from mmsrarec_ray.errors import UsageError
 from mmsrarec_ray.estimate.table import Estimates
-from mmsrarec_ray.progress import say
+from mmsrarec_ray.progress import said_about, said_as, say
 from mmsrarec_ray.store import Artefact, FileEntry, Folder, Manifest, Run, code_fingerprint, fingerprint
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -193,13 +193,14 @@ def _make(step: Planned, fresh: bool) -> None:
     stage, artefact = step.stage, step.artefact
     assert artefact is not None
     stage.fresh = fresh
-    say(f"{stage.name}: running")
-    began = time.perf_counter()
-    with _shown(stage.name), counted(stage.name):
-        outcome = stage.run(artefact.folder, step.inputs)
-    seconds = time.perf_counter() - began
-    artefact.publish(_manifest(step, outcome, seconds))
-    say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
+    with said_about(stage=stage.name):
+        say(f"{stage.name}: running")
+        began = time.perf_counter()
+        with _shown(stage.name), counted(stage.name):
+            outcome = stage.run(artefact.folder, step.inputs)
+        seconds = time.perf_counter() - began
+        artefact.publish(_manifest(step, outcome, seconds))
+        say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
 
 
 class _Marks:
@@ -290,6 +291,8 @@ def connect(config: Config) -> None:
 
     _quiet_data()
     settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": config.ray.worker_logs}
+    if config.ray.log_encoding == "JSON":
+        settings["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
     if address := config.ray.address or os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **settings)
         return
@@ -323,24 +326,39 @@ def main(stage_class: type[Stage], arguments: list[str] | None = None) -> int:
     result: dict[str, Any] = {"stage": stage_class.name, "artefact": None, "counts": {}, "metrics": {}}
     began = time.perf_counter()
     try:
-        code, facts = _run(stage_class, options)
+        config = load(options.config, options.settings)
+        with said_as(config.ray.log_encoding, run=config.run, stage=stage_class.name):
+            code, facts = _told(stage_class(config), options)
     except UsageError as error:
         say(f"{stage_class.name}: {error}")
-        code, facts = USAGE, {"status": "refused", "error": str(error)}
-    except Exception as error:
-        traceback.print_exc()
-        message = _reason(error)
-        say(f"{stage_class.name}: failed: {message}")
-        code, facts = FAILED, {"status": "failed", "error": message}
+        code, facts = _refused(error)
     result |= facts | {"seconds": round(time.perf_counter() - began, 3)}
     sys.stderr.flush()
     print(json.dumps(result, ensure_ascii=False), flush=True)
     return code
 
 
-def _run(stage_class: type[Stage], options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    config = load(options.config, options.settings)
-    stage, run = stage_class(config), Run.at(config.run)
+def _told(stage: Stage, options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Run a stage; where it fails, say why in a line."""
+    try:
+        return _run(stage, options)
+    except UsageError as error:
+        say(f"{stage.name}: {error}")
+        return _refused(error)
+    except Exception as error:
+        message = _reason(error)
+        if stage.config.ray.log_encoding == "TEXT":
+            traceback.print_exc()
+        say(f"{stage.name}: failed: {message}", traceback=traceback.format_exc())
+        return FAILED, {"status": "failed", "error": message}
+
+
+def _refused(error: UsageError) -> tuple[int, dict[str, Any]]:
+    return USAGE, {"status": "refused", "error": str(error)}
+
+
+def _run(stage: Stage, options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    config, run = stage.config, Run.at(stage.config.run)
     for each in _closure(stage):
         each.check()
     steps = plan(stage, run)

@@ -789,5 +789,7 @@ class RaySettings(Settings):
     object_store_mib: Annotated[int, Field(ge=75)] | None = None
     """Memory of the object store of a cluster started on this machine, of which Ray wants at least 75; null: Ray's
     choice, by the machine's memory."""
+    log_encoding: Literal["TEXT", "JSON"] = "TEXT"
+    """JSON: every line that a job says is an object with time, run, stage and message, and Ray's workers log so too."""
     worker_logs: bool = False
     """Print what workers and engines write; it always stands in Ray's logs and dashboard."""

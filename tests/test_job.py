@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import pytest
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.errors import ArtefactError
 from mmsrarec_ray.job import Outcome, Stage, execute, plan
+from mmsrarec_ray.progress import said_as, say
 from mmsrarec_ray.store import Artefact, Folder, Run
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +149,25 @@ def test_a_damaged_artefact_is_not_read(run: Run) -> None:
     assert execute(Count(config()), run)[1].metrics == {"letters": 2}
 
 
+def test_lines_are_json_with_run_and_stage_where_asked(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    with said_as("JSON", run="/runs/a", stage="count"):
+        execute(Count(config()), run)
+        say("all done", item="i1")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [(line["stage"], line["message"].split(" in ")[0]) for line in lines] == [
+        ("letters", "letters: running"),
+        ("letters", "letters: done"),
+        ("count", "count: running"),
+        ("count", "count: done"),
+        ("count", "all done"),
+    ]
+    assert {line["run"] for line in lines} == {"/runs/a"}
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+    assert lines[-1]["item"] == "i1"
+    say("as text again", item="i1")
+    assert capfd.readouterr().err == "as text again\n"
+
+
 class Call:
     """Runs a job's file as its own program would, without importing everything anew."""
 
@@ -178,6 +199,15 @@ def test_every_job_refuses_wrong_settings_in_the_same_way(call: Call, job: str) 
     assert {"stage", "artefact", "counts", "metrics", "seconds"} <= set(last)
     assert "engine.cpu: there is no such setting. Did you mean engine.cpus?" in error
     assert "Traceback" not in error
+
+
+def test_a_refusal_is_json_too_where_asked(call: Call, tmp_path: Path) -> None:
+    words = [f"run={tmp_path}/run", f"data.path={tmp_path}/none", "data.format=tables", "ray.log_encoding=JSON"]
+    code, last, _, error = call("prepare.py", *words)
+    assert code == 2
+    line = json.loads(error.splitlines()[-1])
+    assert (line["run"], line["stage"]) == (f"{tmp_path}/run", "prepare")
+    assert line["message"] == f"prepare: {last['error']}"
 
 
 @pytest.mark.parametrize("job", JOBS)
