@@ -141,7 +141,7 @@ def shapes_of(model: Model) -> Shapes:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    config = _configuration(model)
+    config = configuration(model)
     with torch.device("meta"):
         built = AutoModelForImageTextToText.from_config(config)
     text, vision = config.get_text_config(), config.vision_config
@@ -169,7 +169,7 @@ def shapes_of(model: Model) -> Shapes:
     )
 
 
-def _configuration(model: Model) -> Any:
+def configuration(model: Model) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     where = source(model)

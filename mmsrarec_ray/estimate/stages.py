@@ -89,7 +89,7 @@ class Prompt:
     patches: float
 
 
-class _Prompts:
+class Prompts:
     """Lengths of what the model reads and writes."""
 
     def __init__(self, config: Config, shapes: Shapes, pictured: float):
@@ -140,7 +140,7 @@ class _Prompts:
 
 def summarize(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
     """Every item is asked about once."""
-    engines, words = _engines(config, shapes), _Prompts(config, shapes, counts.pictured)
+    engines, words = _engines(config, shapes), Prompts(config, shapes, counts.pictured)
     prompt, answer = words.item(), words.answer
     each = shapes.text_flops(prompt.tokens) + shapes.picture_flops(prompt.patches)
     written = answer * (shapes.text_flops(1, prompt.tokens + answer / 2) + shapes.head_flops(1))
@@ -154,7 +154,7 @@ def summarize(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
 
 def score(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
     """Every candidate of every test case, one pass each; with prefix caching a user's part is read once."""
-    engines, words = _engines(config, shapes), _Prompts(config, shapes, counts.pictured)
+    engines, words = _engines(config, shapes), Prompts(config, shapes, counts.pictured)
     listed = 1 + config.evaluate.negatives if config.evaluate.protocol == "paper" else 0
     users = users_of(config, counts, "test") * len(config.evaluate.seeds)
     requests = users * (listed + config.rank.shortlist)
@@ -186,9 +186,9 @@ def _answered(
 def tune_recommender(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
     """Each context is learnt from `epochs` times; those of the validation users are read once, at the end, choices
     alone."""
-    tuning, words = config.tune_recommender, _Prompts(config, shapes, counts.pictured)
+    tuning, words = config.tune_recommender, Prompts(config, shapes, counts.pictured)
     trainers = _trainers(config, tuning, shapes)
-    whole = _sequences(config, words)
+    whole = sequences(config, words)
     train = users_of(config, counts, "train") * config.retrieve.train_cuts * tuning.epochs
     validation = users_of(config, counts, "validation")
     learnt = train * sum(times * trainers.flops(each.tokens, each.patches, 1) for each, times in whole)
@@ -212,7 +212,7 @@ def tune_recommender(config: Config, shapes: Shapes, counts: Counts) -> Estimate
     return Estimate(trainers.count, memory, trainers.limit, total, 0, learnt + judged, seconds, note, advice)
 
 
-def _sequences(config: Config, words: _Prompts) -> list[tuple[Prompt, float]]:
+def sequences(config: Config, words: Prompts) -> list[tuple[Prompt, float]]:
     """What is learnt from a context: sequences, with how many there are of each, the choices first."""
     tuning, candidate, user, item = config.tune_recommender, words.candidate(), words.user(), words.item()
     offered, tasks = 1 + tuning.negatives, tuning.tasks
@@ -234,7 +234,7 @@ def _trainers(config: Config, tuning: Tuning, shapes: Shapes) -> Trainers:
 def tune_summarizer(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
     """`steps` updates from `batch_size` sampled answers each. What evaluations on the way and at the end answer is left
     out."""
-    s, words = config.tune_summarizer, _Prompts(config, shapes, counts.pictured)
+    s, words = config.tune_summarizer, Prompts(config, shapes, counts.pictured)
     trainers = _trainers(config, s, shapes)
     prompt, answers = words.item(), s.steps * s.batch_size
     tokens, written = prompt.tokens + s.max_tokens, s.max_tokens  # the longest answers, which batches wait for
@@ -284,7 +284,7 @@ def _refused(config: Config, sampler: Engines | None) -> str:
     )
 
 
-def _reward_flops(config: Config, shapes: Shapes, words: _Prompts, prompt: Prompt) -> float:
+def _reward_flops(config: Config, shapes: Shapes, words: Prompts, prompt: Prompt) -> float:
     """Of the frozen model that rewards ask, an answer: its text after its keywords and after none; its keywords before
     its own picture and before another's."""
     s = config.tune_summarizer
@@ -303,7 +303,7 @@ def _reads_text(config: Config) -> bool:
     return s.reference is None and weight > 0
 
 
-def _grpo_memory(config: Config, trainers: Trainers, sampler: Engines | None, words: _Prompts) -> dict[str, float]:
+def _grpo_memory(config: Config, trainers: Trainers, sampler: Engines | None, words: Prompts) -> dict[str, float]:
     """At the worst of three moments: while it learns; while ZeRO-3 has the whole policy together, for vLLM to take it
     over or to answer itself; while rewards have the logits of texts, in 16 and in 32 bit."""
     s, shapes, prompt = config.tune_summarizer, trainers.shapes, words.item()
