@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 DEMO := $(CURDIR)/runs/demo
 RESULTS := $(CURDIR)/runs/results
 
-.PHONY: setup lock demo results serve test lint bench
+.PHONY: setup lock demo results serve test drills lint bench
 .DEFAULT_GOAL := demo
 
 setup: .venv/.complete
@@ -32,6 +32,10 @@ serve: setup
 
 test: setup
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Kills workers, engines, nodes and drivers, fills disks, damages data; what was found: build/drills.md
+drills: setup
+	$(PYTHON) -m pytest -m drill tests/drills
 
 lint: setup
 	.venv/bin/ruff check .

@@ -25,7 +25,7 @@ _ENVIRONMENT = {
 # They start engines and clusters: begun first, they do not leave one of two test workers idle at the end.
 _LONGEST = (
     *("test_ray_job.py", "serve/test_http.py", "rank/test_pipeline.py", "rank/test_score.py"),
-    *("summarize/test_stage.py", "summarize/test_kills.py", "summarize/tuning/test_stage.py"),
+    *("summarize/test_stage.py", "summarize/tuning/test_stage.py"),
 )
 
 

@@ -26,7 +26,6 @@ from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.serve.client import Client, ServiceError
 from mmsrarec_ray.serve.schemas import EventIn
-from mmsrarec_ray.serve.store import open_store
 from mmsrarec_ray.store import Run
 from serve_apps.recommend import build
 from tests.prometheus import alerts, metrics_of, panels, server
@@ -322,52 +321,6 @@ def test_a_prometheus_answers_every_panel_and_alert(service: Service, tmp_path: 
         while missing := [title for title, query in expected if not ask(query)]:
             assert time.monotonic() < end, missing
             recommend(service, user_id="u005", k=3)  # an engine at rest tells nothing of its requests
-
-
-def test_accepted_events_survive_the_kill_of_the_ingress(service: Service) -> None:
-    accepted: list[str] = []
-    refused: list[str] = []
-    stop = threading.Event()
-
-    def write(writer: int) -> None:
-        for number in range(10_000):
-            if stop.is_set():
-                return
-            name = f"kill-{writer}-{number}"
-            event = {"event_id": name, "user_id": f"killed-{writer}", "item_id": "item-00001"}
-            try:
-                answer = httpx.post(f"{service.client.base_url}/v1/events", json={"events": [event]}, timeout=30)
-                (accepted if answer.status_code == 200 else refused).append(name)
-            except httpx.HTTPError:
-                refused.append(name)
-
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(3)]
-    for writer in writers:
-        writer.start()
-    until(lambda: len(accepted) > 30)
-    replica("Ingress").kill()
-    before = len(accepted)
-    until(lambda: len(accepted) > before + 30)
-    stop.set()
-    for writer in writers:
-        writer.join()
-    kept = {event.event_id for _, event in open_store(service.store).events(limit=100_000)}
-    assert set(accepted) <= kept
-    assert recommend(service, user_id="killed-0")["history"] == ["item-00001"]
-
-
-def test_a_killed_retriever_comes_back(service: Service) -> None:
-    replica("Retriever").kill()
-    statuses = set()
-
-    def answered() -> bool:
-        answer = service.client.post("/v1/recommendations", json={"user_id": "u005", "deadline_ms": 1_000})
-        statuses.add(answer.status_code)
-        return answer.status_code == 200
-
-    until(answered)
-    assert statuses <= {200, 503}
-    assert recommend(service, user_id="u002")["known_user"] is False  # the deletion was told to the new one too
 
 
 def another_bundle(run: Run) -> str:

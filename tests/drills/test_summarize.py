@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,20 +19,10 @@ from ray.cluster_utils import Cluster
 from mmsrarec_ray.data.shop import law
 from mmsrarec_ray.data.shop.generate import item_row
 from mmsrarec_ray.store import Run
+from tests.drills.conftest import Book, until
+from tests.drills.jobs import ENGINE, RENDERER, Job, kill, kill_node, processes
 
-ROOT = Path(__file__).parents[2]
 N, BLOCK, BATCH = 320, 32, 16
-ENGINE, RENDERER = "VLLM::EngineCore", "ray::MapWorker(MapBatches(_Render))"
-
-
-@pytest.fixture(scope="module")
-def cluster(environment: None) -> Iterator[Cluster]:
-    """A head that only coordinates, and two nodes of which either can do all the work."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    cluster.add_node(num_cpus=4)
-    cluster.add_node(num_cpus=4)
-    yield cluster
-    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +34,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass
-class Job:
-    """A summary job on the cluster, as a process, and what it has written so far."""
+class Summary(Job):
+    """A summary job on the cluster, and what it has written so far."""
 
-    process: subprocess.Popen
     run: Path
 
     def staged(self) -> int:
@@ -59,72 +44,33 @@ class Job:
         parts = self.run.glob("keywords/*/staging/keywords/*.parquet")
         return sum(pq.ParquetFile(part).metadata.num_rows for part in parts)
 
-    def wait_for(self, rows: int) -> None:
-        deadline = time.monotonic() + 300
-        while self.staged() < rows and time.monotonic() < deadline and self.process.poll() is None:
-            time.sleep(0.05)
+    def wait_for(self, rows: int) -> float:
+        """Seconds until so many rows stand there."""
+        waited = until(lambda: self.staged() >= rows or self.process.poll() is not None, what=f"{rows} rows")
         assert self.process.poll() is None, "the job ended before anything was killed"
         assert rows <= self.staged() < N
+        return waited
 
     def write_twice(self) -> None:
         """What a task writes that outlives its driver: rows of another part once more."""
         part = next(self.run.glob("keywords/*/staging/keywords/*.parquet"))
         pq.write_table(pq.read_table(part).slice(1, 5), part.with_name("part-late.parquet"))
 
-    def end(self) -> tuple[int, dict[str, Any], str]:
-        """Exit code, the JSON line and standard error."""
-        output, error = self.process.communicate(timeout=400)
-        results = [line for line in output.splitlines() if line.startswith('{"stage"')]
-        return self.process.returncode, json.loads(results[-1]) if results else {}, error
-
 
 @pytest.fixture
-def start(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    jobs: list[Job] = []
+def start(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Callable[..., Summary]]:
+    jobs: list[Summary] = []
 
-    def start(*settings: str) -> Job:
+    def start(*settings: str) -> Summary:
         words = [f"run={tmp_path}", f"data.path={data}", "data.format=tables", "data.interactions=null"]
         words += [f"summarize.rows_per_part={BLOCK}", f"engine.batch_size={BATCH}", f"engine.max_num_seqs={BATCH}"]
-        command = [sys.executable, "jobs/summarize.py", *words, f"ray.address={cluster.address}", *settings]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        jobs.append(Job(subprocess.Popen(command, cwd=ROOT, **pipes), tmp_path))  # type: ignore[call-overload]
+        job = Job.start("summarize", *words, f"ray.address={cluster.address}", *settings)
+        jobs.append(Summary(job.process, tmp_path))
         return jobs[-1]
 
     yield start
     for job in jobs:
-        job.process.kill()
-        job.process.wait()
-
-
-def processes(name: str) -> list[psutil.Process]:
-    """Those of this test's clusters that are called so."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.cmdline() and process.cmdline()[0].startswith(name):
-                found.append(process)
-        except psutil.Error:  # it has just ended
-            continue
-    return found
-
-
-def kill(name: str) -> None:
-    """As soon as there is a process that is called so."""
-    deadline = time.monotonic() + 300
-    while not (victims := processes(name)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert victims, f"no process is called {name}"
-    for victim in victims:
-        victim.kill()
-
-
-def kill_node(cluster: Cluster) -> None:
-    """The node on which the engine runs, with SIGKILL; another one takes its place."""
-    (engine,) = processes(ENGINE)
-    above = {process.pid for process in engine.parents()}
-    (node,) = [node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid in above]
-    cluster.remove_node(node)
-    cluster.add_node(num_cpus=4)
+        job.kill()
 
 
 def rows_of_engines(cluster: Cluster) -> int:
@@ -145,32 +91,38 @@ def keywords(run: Path) -> dict[str, dict[str, Any]]:
     return by_item
 
 
-def test_a_job_goes_on_whatever_is_killed(cluster: Cluster, start: Callable[..., Job]) -> None:
+def test_a_job_goes_on_whatever_is_killed(cluster: Cluster, start: Callable[..., Summary], book: Book) -> None:
     """The engine, then its node, then the driver; when the job is given again, a renderer."""
-    before = rows_of_engines(cluster)
+    before, back = rows_of_engines(cluster), {}
     job = start()
     job.wait_for(2 * BLOCK)
     kill(ENGINE)
-    job.wait_for(job.staged() + 2 * BLOCK)
-    kill_node(cluster)
-    job.wait_for(job.staged() + 2 * BLOCK)
-    job.process.kill()
-    job.process.wait()
+    back["the engine"] = job.wait_for(job.staged() + 2 * BLOCK)
+    kill_node(cluster, ENGINE)
+    back["the engine's node"] = job.wait_for(job.staged() + 2 * BLOCK)
+    job.kill()
     kept = job.staged()
     job.write_twice()
-    job = start()
+    job, given = start(), time.monotonic()
     kill(RENDERER)
     code, last, error = job.end()
     assert code == 0, error
     reused = last["counts"]["reused"]
     assert kept <= reused < N
     assert last["counts"] == {"in": N, "out": N, "failed": 0, "reused": reused}
-    assert len(keywords(job.run)) == N
+    found = keywords(job.run)
+    assert len(found) == N
     assert rows_of_engines(cluster) - before - N <= 3 * BLOCK, "a kill cost more than a block"
+    for what, seconds in back.items():
+        book.tell("summarize", f"kill {what}", seconds, N - len(found), said="goes on; nothing to do")
+    told = f"{reused} of {N} rows kept, the rest done"
+    book.tell("summarize", "kill the driver", None, N - len(found), said=f"the job, given again: {told}")
+    seconds = time.monotonic() - given
+    book.tell("summarize", "kill a renderer", seconds, N - len(found), said="goes on (seconds: the whole job)")
 
 
 def test_an_engine_that_keeps_dying_ends_the_job_with_its_own_message(
-    cluster: Cluster, start: Callable[..., Job]
+    cluster: Cluster, start: Callable[..., Summary], book: Book
 ) -> None:
     """Both engines that it asked for work, and both die."""
     job = start("engine.max_restarts=0", "engine.concurrency=2")
@@ -185,3 +137,4 @@ def test_an_engine_that_keeps_dying_ends_the_job_with_its_own_message(
     assert "\n" not in last["error"]
     assert job.staged() >= 2 * BLOCK
     assert os.listdir(job.run / "keywords"), "what was done is kept"
+    book.tell("summarize", "an engine that always dies", said=last["error"])
