@@ -129,15 +129,14 @@ def test_a_dead_server_is_told_of_in_time_without_its_password(
     assert PASSWORD not in caplog.text
 
 
-def test_a_server_that_hangs_is_not_waited_for(server: Server, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_not_waited_for(server: Server, store: Store) -> None:
     """It takes connections and says nothing. Afterwards nobody gets an answer that was meant for somebody else."""
     store.add_events([event(1)])
     with server.frozen():
-        for call in (store.position, lambda: store.history("u", 5)):
-            began = time.monotonic()
-            with pytest.raises(StoreUnavailable):
-                call()
-            assert time.monotonic() - began < stores.CALL_SECONDS + 3
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            store.position()
+        assert time.monotonic() - began < stores.CALL_SECONDS + 3
     until_it_answers(store)
     assert (store.position(), store.history("u", 5)) == (0, [("i1", 1_001)])
 
@@ -203,7 +202,7 @@ def test_a_redis_that_does_not_let_itself_be_asked_is_refused() -> None:
 
 def test_a_full_redis_is_unavailable_and_says_why() -> None:
     with redis_server(maxmemory="3mb") as server, closing(open_store(server.database(0))) as store:
-        with pytest.raises(StoreUnavailable, match="OOM"):  # noqa: PT012 - at which of them is the server's affair
+        with pytest.raises(StoreUnavailable, match="maxmemory"):  # noqa: PT012 - at which of them is the server's affair
             for number in range(1_000):
                 store.add_events([event(number, bundle="x" * 10_000)])
         assert store.history("u", 1)  # it still answers
