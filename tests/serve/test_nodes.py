@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from tests.databases import PASSWORD, PostgresServer, RedisServer, Server, postgres_server, redis_server
+from tests.databases import PASSWORD, PostgresServer, RedisServer, Server
 from tests.serve.test_app import Served, served
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["postgres", "redis"])
-def server(request: pytest.FixtureRequest) -> Server:
-    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

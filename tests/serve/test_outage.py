@@ -21,23 +21,6 @@ from tests.databases import PASSWORD, PostgresServer, RedisServer, Server, postg
 from tests.serve.test_store import event
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["postgres", "redis"])
-def server(request: pytest.FixtureRequest) -> Server:
-    return request.getfixturevalue(request.param)
-
-
 @pytest.fixture
 def address(server: Server, request: pytest.FixtureRequest) -> str:
     if isinstance(server, PostgresServer):

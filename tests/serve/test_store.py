@@ -24,21 +24,9 @@ from mmsrarec_ray.serve.export import main
 from mmsrarec_ray.serve.feed import Feed
 from mmsrarec_ray.serve.sqlite import SqliteStore
 from mmsrarec_ray.serve.store import Change, Event, Store, export, open_store
-from tests.databases import PASSWORD, PostgresServer, RedisServer, postgres_server, redis_server
+from tests.databases import PASSWORD
 
 _DATABASES = count()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgres", "redis"])
