@@ -158,15 +158,20 @@ def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manif
     """Bring a stage's result up to date, its requirements first. Ray must be running.
 
     force: run the stage itself in any case, and with `force_all` what it requires. Returns its step, its manifest and
-    whether anything was done for it.
+    whether anything was done for it. What a stage reads is verified before; raises ArtefactError where it is damaged.
     """
     steps: dict[str, Planned] = {}
+    trusted: set[str] = set()  # artefacts that this job has written or verified
     for each in _closure(stage):
         step = _plan(each, run, steps)
         fresh = force and (each is stage or stage.force_all)
         done = step.status != "up to date" or fresh
         if done:
+            for artefact in step.inputs.values():
+                if artefact.folder.path not in trusted:
+                    artefact.verify(_checksums)
             _make(step, fresh)
+            trusted |= {made.folder.path for made in (*step.inputs.values(), step.artefact) if made}
         else:
             say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
         steps[each.name] = replace(step, status="up to date")
@@ -255,7 +260,7 @@ def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
         engine=stage.engine(),
         config=stage.config.model_dump(mode="json"),
         inputs=step.manifest_inputs,
-        files=_checksums(step.artefact.folder),
+        files=_checksums(step.artefact.folder, step.artefact.folder.files()),
         counts=outcome.counts,
         metrics=outcome.metrics,
         seconds=round(seconds, 3),
@@ -263,11 +268,10 @@ def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
     )
 
 
-def _checksums(folder: Folder) -> dict[str, FileEntry]:
-    """Checksums of all files of an artefact, computed where the cluster has room."""
+def _checksums(folder: Folder, names: list[str]) -> dict[str, FileEntry]:
+    """Checksums of files of an artefact, computed where the cluster has room."""
     import ray
 
-    names = folder.files()
     checksum = ray.remote(num_cpus=1)(Folder.checksum)
     entries = ray.get([checksum.remote(folder, name) for name in names])
     return dict(zip(names, entries, strict=True))

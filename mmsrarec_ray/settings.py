@@ -787,6 +787,8 @@ class RaySettings(Settings):
     num_cpus: PositiveInt | None = None
     """Logical CPUs of a cluster started on this machine; null: the number of cores. Every stage of a
     pipeline holds one, so a small machine wants more than it has cores."""
-    object_store_mib: PositiveInt | None = None
+    object_store_mib: Annotated[int, Field(ge=75)] | None = None
+    """Memory of the object store of a cluster started on this machine, of which Ray wants at least 75; null: Ray's
+    choice, by the machine's memory."""
     worker_logs: bool = False
     """Print what workers and engines write; it always stands in Ray's logs and dashboard."""

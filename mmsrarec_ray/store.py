@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from mmsrarec_ray.errors import ArtefactError, ConfigError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
+_LARGE = "dataset"
 
 
 class FileEntry(BaseModel):
@@ -201,6 +202,30 @@ class Artefact:
         if not self.published:
             raise ArtefactError(f"{where}: there is no such artefact, or it is unfinished.")
         return _parse_manifest(self.folder.read_bytes(MANIFEST), where)
+
+    def verify(self, checksums: Callable[[Folder, list[str]], dict[str, FileEntry]] | None = None) -> None:
+        """Raises ArtefactError where a file is missing or not what the manifest says: by the size of each, and by the
+        checksum of each but a dataset's, which may hold all pictures of a catalogue.
+
+        checksums: how those of files are worked out, by default here, one after the other.
+        """
+        there, files = self.folder.entries(), self.manifest.files
+        for name, entry in files.items():
+            size = there[name].size if name in there else None
+            if size != entry.bytes:
+                self._damaged(name, f"expected {entry.bytes} bytes, got {size}")
+        if self.name == _LARGE:
+            return
+        work_out = checksums or (lambda folder, names: {name: folder.checksum(name) for name in names})
+        for name, entry in work_out(self.folder, list(files)).items():
+            if entry != files[name]:
+                self._damaged(name, f"expected SHA-256 {files[name].sha256[:12]}…, got {entry.sha256[:12]}…")
+
+    def _damaged(self, name: str, what: str) -> NoReturn:
+        raise ArtefactError(
+            f"{self.folder.file(name)}: {what}. It was changed or damaged after it was written: remove "
+            f"{self.folder.path} and give the job again, which makes it anew."
+        )
 
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest: from now on the artefact counts."""

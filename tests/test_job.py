@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.errors import ArtefactError
 from mmsrarec_ray.job import Outcome, Stage, execute, plan
 from mmsrarec_ray.store import Artefact, Folder, Run
 
@@ -130,6 +131,20 @@ def test_an_unfinished_artefact_is_made_again(run: Run) -> None:
     letters = run.published("letters")[0]
     (letters.folder.filesystem).delete_file(letters.folder.file("manifest.json"))
     assert statuses(0, run) == ["to run", "to run after letters"]
+
+
+def test_a_damaged_artefact_is_not_read(run: Run) -> None:
+    """Force makes the stage read again what it read before."""
+    execute(Count(config()), run)
+    letters = run.published("letters")[0]
+    letters.folder.write_bytes("letters.txt", b"aX")
+    with pytest.raises(ArtefactError, match=r"letters.txt: expected SHA-256 .* remove .*/letters/.* and give the job"):
+        execute(Count(config()), run, force=True)
+    letters.folder.write_bytes("letters.txt", b"a")
+    with pytest.raises(ArtefactError, match=r"letters.txt: expected 2 bytes, got 1"):
+        execute(Count(config()), run, force=True)
+    letters.folder.remove()
+    assert execute(Count(config()), run)[1].metrics == {"letters": 2}
 
 
 class Call:

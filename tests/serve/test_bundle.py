@@ -101,7 +101,7 @@ def test_parts_of_different_lines_are_refused(run: Run) -> None:
 def test_a_damaged_part_is_refused(run: Run) -> None:
     parts = make(run, "a")
     parts["retriever"].folder.write_bytes("file", b"retriever X")
-    with pytest.raises(ArtefactError, match="retriever/a/file: the content is not what the manifest says"):
+    with pytest.raises(ArtefactError, match="retriever/a/file: expected SHA-256"):
         Bundle.of(run.folder.path).verify()
     parts["dataset"].folder.write_bytes("file", b"short")
     with pytest.raises(ArtefactError, match="dataset/a/file: expected 9 bytes, got 5"):
