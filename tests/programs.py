@@ -25,7 +25,10 @@ def program(name: str, package: str) -> Path:
     unpacked = _BUILD / package
     if not unpacked.is_dir() and (reason := _fetch(package)):
         pytest.skip(f"no {name}: {reason}")
-    return next(path for folder in ("usr/bin", *_ELSEWHERE) for path in unpacked.glob(f"{folder.lstrip('/')}/{name}"))
+    brought = [path for folder in ("/usr/bin", *_ELSEWHERE) for path in unpacked.glob(f"{folder[1:]}/{name}")]
+    if not brought:  # it is installed, in a place of somebody's own
+        pytest.skip(f"no {name}: Debian's {package} brought none")
+    return brought[0]
 
 
 def environment(found: Path) -> dict[str, str]:
@@ -46,7 +49,7 @@ def free_port() -> int:
 def _installed(name: str) -> Path | None:
     if found := shutil.which(name):
         return Path(found).resolve()
-    elsewhere = sorted(path for folder in _ELSEWHERE for path in Path("/").glob(f"{folder.lstrip('/')}/{name}"))
+    elsewhere = sorted(path for folder in _ELSEWHERE for path in Path("/").glob(f"{folder[1:]}/{name}"))
     return elsewhere[-1] if elsewhere else None
 
 

@@ -11,7 +11,7 @@ from mmsrarec_ray.addresses import shown
 from mmsrarec_ray.errors import ConfigError
 
 CALL_SECONDS = 10.0
-"""No call of a store takes longer, whatever the server does."""
+"""No question to a server takes longer, whatever the server does."""
 CONNECT_SECONDS = 3.0
 """Nor does the wait for a connection."""
 _FILES = ("sqlite",)
@@ -74,8 +74,11 @@ class StoreUnavailable(Exception):
 
 
 class Store(Protocol):
-    """Durable when a call returns: what was accepted survives the end of any process. Calls block, for `CALL_SECONDS`
-    at most, and raise StoreUnavailable; one store may be used by several threads."""
+    """Durable when a call returns: what was accepted survives the end of any process.
+
+    Calls block, each question for `CONNECT_SECONDS` and `CALL_SECONDS` at most, and raise StoreUnavailable. One store
+    may be used by several threads.
+    """
 
     def add_events(self, events: Sequence[Event]) -> int:
         """Keep events whose id is new; returns how many were."""
