@@ -130,7 +130,7 @@ class RedisStore:
         with self._answering():
             _check_durable(self._redis, self._name)
             self._redis.set("mmsrarec:version", _VERSION, nx=True)
-            version = int(self._redis.get("mmsrarec:version"))
+            version = int(self._redis.get("mmsrarec:version") or 0)
         if version != _VERSION:
             raise ArtefactError(f"{self._name}: expected a store of version {_VERSION}, got {version}.")
         scripts = (_ADD_EVENTS, _DELETE_USER, _REPLACE, _SETTLE)
