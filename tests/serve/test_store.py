@@ -270,9 +270,11 @@ def test_readers_that_follow_miss_nothing(address: str) -> None:
     with ThreadPoolExecutor(6) as pool:
         events = pool.submit(follow, lambda own, after: [(at, each.event_id) for at, each in own.events(after)])
         changes = pool.submit(follow, lambda own, after: [(each.position, each.id) for each in own.changes(after)])
-        for each in [pool.submit(write, writer) for writer in range(3)]:
-            each.result()
-        written.set()
+        try:
+            for each in [pool.submit(write, writer) for writer in range(3)]:
+                each.result()
+        finally:
+            written.set()
         assert sorted(events.result()) == sorted(
             f"e{1_000 * writer + half + number}" for writer in range(3) for half in (0, 500) for number in range(40)
         )
