@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mmsrarec_ray.addresses import holds_password, shown
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.settings import (
     Build,
@@ -196,6 +197,11 @@ def _check_across(config: Config) -> None:
     for key in ("validation", "test"), ("item_validation", "item_test"):
         if sum(getattr(config.split, name) for name in key) >= 1:
             problems.append(f"split.{key[0]} + split.{key[1]}: must leave a share to train on.")
+    if config.serve.store is not None and holds_password(config.serve.store):
+        problems.append(
+            "serve.store: must hold no password, since settings are stored and shown. Put the address into an "
+            f"environment variable and name that, as in env:MMSRAREC_STORE. Got {shown(config.serve.store)!r}."
+        )
     if config.serve.ingress.max_ongoing_requests <= config.serve.max_in_flight:
         problems.append(
             f"serve.ingress.max_ongoing_requests: must be above serve.max_in_flight ({config.serve.max_in_flight}), so "

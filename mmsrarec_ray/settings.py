@@ -703,8 +703,9 @@ class Serve(Settings):
     """The service behind serve_apps/recommend.py."""
 
     store: str | None = None
-    """The online store: `sqlite:///` and an absolute path on a disk that all replicas see (one node); null:
-    `<run>/online/store.sqlite`."""
+    """The online store: `sqlite:///` and an absolute path on a disk that all replicas see (one node), an address of
+    PostgreSQL (`postgresql://…`) or Redis (`redis://…`, `rediss://…`) for several nodes, or `env:NAME`: the environment
+    variable that holds the address, which has to be there if it has a password; null: `<run>/online/store.sqlite`."""
     deadline_ms: PositiveInt = 2_000
     """A recommendation is answered by then: with the order of retrieval where the ranker is late."""
     ranker_pause_ms: PositiveInt = 1_000

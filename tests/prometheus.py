@@ -1,60 +1,29 @@
-"""Prometheus and promtool for tests: the machine's, or those of Debian's package, unpacked below build/."""
+"""Prometheus and promtool for tests."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
+
+from tests.programs import free_port, program
 
 ROOT = Path(__file__).parents[1]
 DEPLOYED = ROOT / "deploy/prometheus"
-_UNPACKED = ROOT / "build/prometheus"
 _PATIENCE_SECONDS = 30.0
 
 
 def tools() -> Path:
     """The folder with both programs. Skips the test where they cannot be had."""
-    if found := shutil.which("promtool"):
-        return Path(found).parent
-    if not _UNPACKED.is_dir() and (reason := _fetch()):
-        pytest.skip(f"no promtool: {reason}")
-    return _UNPACKED / "usr/bin"
-
-
-@cache
-def _fetch() -> str | None:
-    """Bring Debian's package; returns why it cannot be brought."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        return "there is no apt-get that could bring it"
-    apt = ["apt-get", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"]
-    _UNPACKED.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=_UNPACKED.parent) as name:
-        folder = Path(name)
-        for before in ([], [[*apt, "update"]]):  # a new machine has no lists of packages yet
-            for command in (*before, [*apt, "download", "prometheus"]):
-                done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-            if done.returncode == 0:
-                break
-        else:
-            return f"apt-get says {done.stderr.strip()}"
-        [package] = folder.glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", package, folder / "unpacked"], check=True)
-        with suppress(OSError):  # another test worker was faster
-            (folder / "unpacked").rename(_UNPACKED)
-    return None
+    return program("promtool", "prometheus").parent
 
 
 def promtool(*arguments: str | Path, folder: Path = DEPLOYED) -> str:
@@ -74,9 +43,7 @@ def server(folder: Path, targets: list[str]) -> Iterator[Callable[[str], list[An
     config["scrape_configs"][0]["file_sd_configs"][0]["files"] = [str(folder / "targets.json")]
     (folder / "targets.json").write_text(json.dumps([{"targets": targets}]))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(

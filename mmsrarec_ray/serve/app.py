@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,9 @@ from mmsrarec_ray.serve.middleware import BodyLimit, Headers
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.refusal import Refused
 from mmsrarec_ray.serve.service import Service, not_found, stored_item
+from mmsrarec_ray.serve.store import StoreUnavailable
 
+_LOG = logging.getLogger("ray.serve")
 PAGE = Path(__file__).parent / "page"
 _BEARER = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -61,7 +64,7 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
         app.include_router(routes, prefix="/v1", dependencies=[Depends(allowed(write))], responses=_ERRORS)
     app.include_router(_operating(service))
     app.mount("/", StaticFiles(directory=PAGE, html=True))
-    _handle_errors(app)
+    _handle_errors(app, service.settings.retry_after_s)
     app.add_middleware(Headers, more=_HEADERS)
     app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes)
     return app
@@ -174,12 +177,18 @@ def _operating(service: Service) -> APIRouter:
     return routes
 
 
-def _handle_errors(app: FastAPI) -> None:
+def _handle_errors(app: FastAPI, retry_after_s: int) -> None:
     """Every error has the same form."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
         return _error(error.status, error.code, error.message, headers=error.headers)
+
+    @app.exception_handler(StoreUnavailable)
+    async def unavailable(request: Request, error: StoreUnavailable) -> JSONResponse:
+        _LOG.warning("%s", error)  # where the store lies is not for whoever asks
+        headers = {"Retry-After": str(retry_after_s)}
+        return _error(503, "store_unavailable", "the store does not answer; send it again.", headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

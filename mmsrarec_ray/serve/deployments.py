@@ -17,7 +17,7 @@ from mmsrarec_ray.serve.engine import Engine
 from mmsrarec_ray.serve.feed import Feed
 from mmsrarec_ray.serve.finder import Finder, Found, Wish
 from mmsrarec_ray.serve.look import ItemView, Looker, UserView
-from mmsrarec_ray.serve.store import Item, open_store
+from mmsrarec_ray.serve.store import Item, StoreUnavailable, open_store
 
 _LOG = logging.getLogger("ray.serve")
 _EVERY_SECONDS = 2.0  # how often the summariser looks for items that were put and not told of
@@ -134,7 +134,12 @@ class SummariserReplica:
 
     async def _sweep(self) -> None:
         while True:
-            for item in await asyncio.to_thread(self._store.waiting):
+            try:
+                waiting = await asyncio.to_thread(self._store.waiting)
+            except StoreUnavailable as error:
+                _LOG.warning("new items wait: %s", error)
+                waiting = []
+            for item in waiting:
                 try:
                     await self.summarise(item.item_id)
                 except Exception:  # whatever it was, say the ranker is down: the item goes on waiting

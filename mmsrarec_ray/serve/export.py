@@ -9,11 +9,12 @@ import argparse
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from mmsrarec_ray.errors import UsageError
 from mmsrarec_ray.progress import say
-from mmsrarec_ray.serve.store import Store, export, open_store
+from mmsrarec_ray.serve.store import Store, StoreUnavailable, export, open_store
 
 
 def write(store: Store, out: Path, after: int = 0) -> tuple[int, int]:
@@ -33,15 +34,16 @@ def write(store: Store, out: Path, after: int = 0) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 wrong usage."""
+    """Returns the exit code: 0 done, 2 wrong usage or a store that does not answer."""
     parser = argparse.ArgumentParser(prog="python -m mmsrarec_ray.serve.export", description="Events as JSON lines.")
-    parser.add_argument("store", help="its address, sqlite:///…")
+    parser.add_argument("store", help="its address: sqlite:///…, postgresql://…, redis://… or env:NAME")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--after", type=int, default=0, help="only events after this place, as the last export said it")
     options = parser.parse_args(arguments)
     try:
-        count, place = write(open_store(options.store), options.out, options.after)
-    except UsageError as error:
+        with closing(open_store(options.store)) as store:
+            count, place = write(store, options.out, options.after)
+    except (UsageError, StoreUnavailable) as error:
         say(str(error))
         return 2
     say(f"{count:,} events; next time --after {place}")

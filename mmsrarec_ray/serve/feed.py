@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from mmsrarec_ray.serve.store import Item, Store
 
+_PAGE = 100  # changes at a time: each item comes with its picture
+
 
 class Feed:
     """Applies changes in order, each once. A request names the place it has to know of, so whoever wrote something
@@ -39,6 +41,6 @@ class Feed:
             self._position = place
 
     def _read(self) -> list[tuple[int, str, Item | str]]:
-        changes = self._store.changes(self._position)
+        changes = self._store.changes(self._position, _PAGE)
         found = [(each, self._store.item(each.id) if each.kind == "item" else each.id) for each in changes]
         return [(each.position, each.kind, value) for each, value in found if value is not None]

@@ -22,7 +22,7 @@ from mmsrarec_ray.serve.lanes import Lane
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.service import Service
-from mmsrarec_ray.serve.store import check_address, open_store
+from mmsrarec_ray.serve.store import check_store, open_store
 from mmsrarec_ray.settings import Deployment, Replicas
 
 _STICKY: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -30,7 +30,7 @@ _STICKY: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRout
 
 @serve.ingress()
 class Ingress:
-    """HTTP. Any number of replicas may share the store's file on one node."""
+    """HTTP."""
 
     def __init__(
         self,
@@ -42,18 +42,15 @@ class Ingress:
     ):
         """handles: retriever and ranker of the bundle, then those of the trial."""
         config = bundle.config
-        self._store = open_store(store)
+        online = open_store(store)
         main = Lane(config.serve, bundle.summary(), *handles[:2])
         other = Lane(config.serve, trial.summary(), *handles[2:]) if trial else None
-        service = Service(config.serve, main, other, self._store, summariser, Metrics())
-        pictures = Pictures(config, bundle.folder("dataset"), self._store)
+        service = Service(config.serve, main, other, online, summariser, Metrics())
+        pictures = Pictures(config, bundle.folder("dataset"), online)
         self._app = create_app(service, pictures, Keys(config.serve))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
-
-    def check_health(self) -> None:
-        self._store.check()
 
 
 def application(arguments: Mapping[str, Any]) -> serve.Application:
@@ -61,7 +58,7 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
 
     arguments: `run`, the run folder; `pipeline`, the fingerprint of one of its pipelines, by default the newest; all
     others are settings of the configuration tree over those the recommender was made with, dotted or nested. Raises
-    UsageError.
+    UsageError, and StoreUnavailable where the store is a server that does not answer.
     """
     words = dict(arguments)
     run, pipeline = words.pop("run", None), words.pop("pipeline", None)
@@ -74,7 +71,7 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
         each.verify()
     Keys(bundle.config.serve)  # refused here, before anything starts
     store = bundle.config.serve.store or _own_store(bundle)
-    check_address(store)
+    check_store(store)  # and this
     return _bound(bundle, trial, store)
 
 

@@ -12,6 +12,7 @@ from mmsrarec_ray.settings import Limits
 # The least strict bounds that any service has; `check_*` in `limits` hold the configured ones.
 PRINTED = r"^[^\x00-\x1f\x7f]+$"
 Id = Annotated[str, StringConstraints(min_length=1, pattern=PRINTED)]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]  # which PostgreSQL does not keep
 _MILLISECONDS = 2**53  # what JavaScript counts to
 
 
@@ -146,8 +147,8 @@ class ItemIn(_Body):
         json_schema_extra={"examples": [{"title": "Stoneware mug", "text": "Dishwasher safe. By Acme."}]}
     )
 
-    title: str | None = None
-    text: str | None = None
+    title: Text | None = None
+    text: Text | None = None
     image: str | None = None
     """An encoded picture (PNG, JPEG, WebP), in base64. Addresses of pictures are not fetched."""
 

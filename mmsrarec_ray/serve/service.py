@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from mmsrarec_ray.serve.finder import Candidate, Found, Wish
 from mmsrarec_ray.serve.lanes import Lane, in_trial
@@ -29,11 +29,14 @@ from mmsrarec_ray.serve.schemas import (
     UsersPage,
     WhyOut,
 )
-from mmsrarec_ray.serve.store import Event, Item, Store
+from mmsrarec_ray.serve.store import CALL_SECONDS, Event, Item, Store, StoreUnavailable
 from mmsrarec_ray.settings import Serve
 
 Reason = Literal["late", "down", "busy", "changing"]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _LEAST_SECONDS = 0.001
+_PROBE_SECONDS = 2.0
 _PATIENCE_SECONDS = 10.0  # for what has no deadline of its own
 
 
@@ -71,11 +74,11 @@ class Service:
         return Refused(429, "busy", f"too many requests: come again in {wait} s.", {"Retry-After": str(wait)})
 
     async def recommend(self, request: RecommendationRequest) -> Recommendations:
-        """Raises Refused where the retriever is late, down or busy."""
+        """Raises Refused where the retriever is late, down or busy, StoreUnavailable where the store is."""
         began = time.monotonic()
         given = request.deadline_ms or self.settings.deadline_ms
         deadline = began + min(given, self.settings.deadline_ms) / 1000
-        later, position = await asyncio.to_thread(self._known, request)
+        later, position = await _stored(deadline - began, self._known, request)
         count = max(request.k, self.settings.candidates)
         wish = Wish(request.user_id, later, request.candidates, count, request.exclude, request.keywords)
         lane = self._lane(request)
@@ -121,6 +124,8 @@ class Service:
         except BackPressureError:
             self.metrics.refused()
             raise self.busy() from None
+        except StoreUnavailable:  # its own, which could not read on
+            raise
         except Exception as error:
             if not _of_ray(error):
                 raise
@@ -173,7 +178,7 @@ class Service:
         """The k best, without what was deleted while they were worked out."""
         own = scores if scores is not None else [each.score for each in candidates]
         order = sorted(range(len(candidates)), key=lambda place: -own[place])  # ties stay in the order of retrieval
-        hidden = await asyncio.to_thread(self.store.hidden, [each.item_id for each in candidates])
+        hidden = await _stored(CALL_SECONDS, self.store.hidden, [each.item_id for each in candidates])
         kept = [place for place in order if candidates[place].item_id not in hidden][:k]
         return [_recommended(candidates[place], own[place], rank) for rank, place in enumerate(kept, 1)]
 
@@ -181,68 +186,77 @@ class Service:
         """They are on the disk when this returns."""
         now = int(time.time() * 1000)
         rows = [Event(**each.model_dump() | {"timestamp": _time(each, now)}) for each in events]
-        accepted = await asyncio.to_thread(self.store.add_events, rows)
+        accepted = await _stored(CALL_SECONDS, self.store.add_events, rows)
         lags = ((now - each.timestamp) / 1000 for each in events if each.timestamp is not None)
         self.metrics.events(accepted, len(rows) - accepted, lags)
         return EventsAnswer(accepted=accepted, repeated=len(rows) - accepted)
 
     async def user(self, user_id: str) -> UserOut:
         """An unknown user has an empty history."""
-        later = await asyncio.to_thread(self._history, user_id)
-        position = await asyncio.to_thread(self.store.position)
+        later = await _stored(CALL_SECONDS, self._history, user_id)
+        position = await _stored(CALL_SECONDS, self.store.position)
         view = await self._asked(self.main.retriever.user, user_id, later, position)
         history = [HistoryItem(item_id=i.item_id, title=i.title, keywords=list(i.keywords)) for i in view.history]
         return UserOut(user_id=user_id, known_user=view.known, history=history)
 
     async def users(self, start: str, limit: int) -> UsersPage:
-        position = await asyncio.to_thread(self.store.position)
+        position = await _stored(CALL_SECONDS, self.store.position)
         return UsersPage(users=await self._asked(self.main.retriever.users, start, limit, position))
 
     async def delete_user(self, user_id: str) -> UserDeleted:
-        return UserDeleted(user_id=user_id, events=await asyncio.to_thread(self.store.delete_user, user_id))
+        return UserDeleted(user_id=user_id, events=await _stored(CALL_SECONDS, self.store.delete_user, user_id))
 
     async def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
         """Durable when this returns, and with keywords if they came in time."""
-        await asyncio.to_thread(self.store.put_item, item_id, title, text, image)
+        await _stored(CALL_SECONDS, self.store.put_item, item_id, title, text, image)
         try:
             await _within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
         except Exception as error:
             if not _of_ray(error):
                 raise  # else it goes on waiting: the summariser finds it by itself
-        item = await asyncio.to_thread(self.store.item, item_id)
+        item = await _stored(CALL_SECONDS, self.store.item, item_id)
         assert item is not None
         self.metrics.item(item.status)
         return item
 
     async def item(self, item_id: str) -> ItemOut:
         """Raises Refused (404)."""
-        stored = await asyncio.to_thread(self.store.item, item_id)
+        stored = await _stored(CALL_SECONDS, self.store.item, item_id)
         if stored is not None and stored.status != "deleted":
             return stored_item(stored)
         if stored is None:
-            position = await asyncio.to_thread(self.store.position)
+            position = await _stored(CALL_SECONDS, self.store.position)
             view: ItemView | None = await self._asked(self.main.retriever.item, item_id, position)
             if view is not None:
                 return _item(view)
         raise not_found("item", item_id)
 
     async def items(self, query: str, offset: int, limit: int) -> ItemsPage:
-        position = await asyncio.to_thread(self.store.position)
+        position = await _stored(CALL_SECONDS, self.store.position)
         views, total = await self._asked(self.main.retriever.items, query, offset, limit, position)
         return ItemsPage(items=[_item(view) for view in views], total=total)
 
     async def delete_item(self, item_id: str) -> None:
-        await asyncio.to_thread(self.store.delete_item, item_id)
+        await _stored(CALL_SECONDS, self.store.delete_item, item_id)
 
     async def ready(self) -> dict[str, bool]:
         """Which parts answer. Without the ranker the service still does, degraded."""
         checks: dict[str, Callable[[], Awaitable[Any]]] = {
-            "store": lambda: asyncio.to_thread(self.store.check),
-            "retriever": lambda: _within(self.main.retriever.ready.remote(), 2.0),
-            "ranker": lambda: _within(self.main.ranker.ready.remote(), 2.0),
+            "store": lambda: _stored(_PROBE_SECONDS, self.store.check),
+            "retriever": lambda: _within(self.main.retriever.ready.remote(), _PROBE_SECONDS),
+            "ranker": lambda: _within(self.main.ranker.ready.remote(), _PROBE_SECONDS),
         }
         outcomes = await asyncio.gather(*(check() for check in checks.values()), return_exceptions=True)
         return {name: not isinstance(each, BaseException) for name, each in zip(checks, outcomes, strict=True)}
+
+
+async def _stored(seconds: float, call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+    """What a call of the store returns. Raises StoreUnavailable, also where it is late; the call goes on to its end."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.to_thread(call, *arguments, **named)
+    except TimeoutError:
+        raise StoreUnavailable(f"the store does not answer within {seconds:g} s") from None
 
 
 async def _within(response: Any, seconds: float) -> Any:

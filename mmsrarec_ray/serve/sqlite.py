@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmsrarec_ray.errors import ArtefactError
-from mmsrarec_ray.serve.store import Change, Event, Item
+from mmsrarec_ray.serve.store import CALL_SECONDS, Change, Event, Item, StoreUnavailable
 
 _VERSION = 1
-_BUSY_SECONDS = 30.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -52,7 +51,7 @@ _ITEM = "item_id, version, status, title, text, image, image_keywords, text_keyw
 
 
 class SqliteStore:
-    """See `store.Store`. Raises ArtefactError where the file was written by a newer version."""
+    """See `store.Store`. Raises ArtefactError where the file was written by a newer version, StoreUnavailable."""
 
     def __init__(self, path: str):
         self.path = path
@@ -69,7 +68,7 @@ class SqliteStore:
     def _connection(self) -> sqlite3.Connection:
         """This thread's own."""
         if not hasattr(self._local, "connection"):
-            connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+            connection = sqlite3.connect(self.path, timeout=CALL_SECONDS, isolation_level=None)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # in WAL mode: the log is on the disk when a commit returns
             connection.execute("PRAGMA secure_delete = ON")  # what a deleted user left is overwritten
@@ -77,16 +76,29 @@ class SqliteStore:
         return self._local.connection
 
     @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """Raises StoreUnavailable where the file is locked for too long, or the disk is full or gone."""
+        try:
+            yield self._connection()
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(f"the store sqlite://{self.path} does not answer: {error}") from error
+
+    @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all or nothing. It waits for other writers, not for readers."""
-        connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # SQLite ends it itself where the disk is full
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple]:
+        with self._connected() as connection:
+            return connection.execute(query, values).fetchall()
 
     def add_events(self, events: Sequence[Event]) -> int:
         values = [tuple(event.row().values()) for event in events]
@@ -96,24 +108,22 @@ class SqliteStore:
             return connection.total_changes - before
 
     def history(self, user_id: str, limit: int) -> list[tuple[str, int]]:
-        newest = self._connection().execute(
+        newest = self._rows(
             "SELECT item_id, timestamp FROM events WHERE user_id = ? AND kind = 'interaction' "
             "ORDER BY timestamp DESC, place DESC LIMIT ?",
             (user_id, limit),
         )
-        return newest.fetchall()[::-1]
+        return newest[::-1]
 
     def events(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, Event]]:
-        rows = self._connection().execute(
-            f"SELECT place, {_EVENT} FROM events WHERE place > ? ORDER BY place LIMIT ?", (after, limit)
-        )
+        rows = self._rows(f"SELECT place, {_EVENT} FROM events WHERE place > ? ORDER BY place LIMIT ?", (after, limit))
         return [(row[0], Event(*row[1:])) for row in rows]
 
     def delete_user(self, user_id: str) -> int:
         with self._write() as connection:
             gone = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             _tell(connection, "user", user_id)
-        self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log held what is deleted
+        self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log held what is deleted
         return gone
 
     def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
@@ -150,34 +160,35 @@ class SqliteStore:
             )
 
     def item(self, item_id: str) -> Item | None:
-        row = self._connection().execute(f"SELECT {_ITEM} FROM items WHERE item_id = ?", (item_id,)).fetchone()
-        return _item(row) if row else None
+        rows = self._rows(f"SELECT {_ITEM} FROM items WHERE item_id = ?", (item_id,))
+        return _item(rows[0]) if rows else None
 
     def waiting(self, limit: int = 100) -> list[Item]:
-        rows = self._connection().execute(
-            f"SELECT {_ITEM} FROM items WHERE status = 'waiting' ORDER BY version LIMIT ?", (limit,)
-        )
+        rows = self._rows(f"SELECT {_ITEM} FROM items WHERE status = 'waiting' ORDER BY version LIMIT ?", (limit,))
         return [_item(row) for row in rows]
 
     def hidden(self, item_ids: Sequence[str]) -> set[str]:
-        rows = self._connection().execute(
+        rows = self._rows(
             "SELECT item_id FROM items WHERE status != 'ready' AND item_id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(item_ids)),),
         )
         return {row[0] for row in rows}
 
     def position(self) -> int:
-        return self._connection().execute("SELECT coalesce(max(place), 0) FROM changes").fetchone()[0]
+        return self._rows("SELECT coalesce(max(place), 0) FROM changes")[0][0]
 
     def changes(self, after: int, limit: int = 1_000) -> list[Change]:
-        rows = self._connection().execute(
-            "SELECT place, kind, id FROM changes WHERE place > ? ORDER BY place LIMIT ?", (after, limit)
-        )
+        rows = self._rows("SELECT place, kind, id FROM changes WHERE place > ? ORDER BY place LIMIT ?", (after, limit))
         return [Change(*row) for row in rows]
 
     def check(self) -> None:
-        with self._write():
-            pass
+        with self._write() as connection:
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def close(self) -> None:
+        """Those of other threads are closed when these end."""
+        self._connection().close()
+        del self._local.connection
 
 
 def _tell(connection: sqlite3.Connection, kind: str, which: str) -> int:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+from mmsrarec_ray.addresses import shown
 from mmsrarec_ray.errors import ConfigError
+
+CALL_SECONDS = 10.0
+"""No question to a server takes longer, whatever the server does."""
+CONNECT_SECONDS = 3.0
+"""Nor does the wait for a connection."""
+_FILES = ("sqlite",)
+_SERVERS = ("postgresql", "redis", "rediss")
+_VARIABLE = "env:"
 
 Kind = Literal["interaction", "impression"]
 Status = Literal["waiting", "ready", "failed", "deleted"]
@@ -58,9 +68,17 @@ class Change:
     id: str
 
 
+class StoreUnavailable(Exception):
+    """The store does not answer, or takes no writes at the moment. What was accepted is kept; whether the call that
+    raised this was, nobody knows: it may be repeated."""
+
+
 class Store(Protocol):
-    """Durable when a call returns: what was accepted survives the end of any process. Calls block; one store may be
-    used by several threads."""
+    """Durable when a call returns: what was accepted survives the end of any process.
+
+    Calls block, each question for `CONNECT_SECONDS` and `CALL_SECONDS` at most, and raise StoreUnavailable. One store
+    may be used by several threads.
+    """
 
     def add_events(self, events: Sequence[Event]) -> int:
         """Keep events whose id is new; returns how many were."""
@@ -102,22 +120,56 @@ class Store(Protocol):
         """What changed since, in order."""
 
     def check(self) -> None:
-        """Raises where the store cannot be written."""
+        """Write something. Raises where the store cannot be written."""
+
+    def close(self) -> None:
+        """Give back its connections; it is not used afterwards."""
 
 
-def open_store(url: str) -> Store:
-    """The store at an address, which is made where there is none. Raises ConfigError as `check_address`."""
-    from mmsrarec_ray.serve.sqlite import SqliteStore
+def open_store(address: str) -> Store:
+    """The store at an address (see `resolved`), which is made where there is none.
 
-    check_address(url)
-    return SqliteStore(url.partition("://")[2])
-
-
-def check_address(url: str) -> None:
-    """Raises ConfigError for anything but `sqlite:///absolute/path`."""
+    Raises ConfigError as `resolved`, and where a server does not keep what it accepts; ArtefactError where the store is
+    of a newer version; StoreUnavailable.
+    """
+    url = resolved(address)
     scheme, _, path = url.partition("://")
-    if scheme != "sqlite" or not path.startswith("/"):
-        raise ConfigError(f"serve.store: expected 'sqlite:///' and an absolute path, got {url!r}.")
+    if scheme == "sqlite":
+        from mmsrarec_ray.serve.sqlite import SqliteStore
+
+        return SqliteStore(path)
+    if scheme == "postgresql":
+        from mmsrarec_ray.serve.postgres import PostgresStore
+
+        return PostgresStore(url)
+    from mmsrarec_ray.serve.redis import RedisStore
+
+    return RedisStore(url)
+
+
+def check_store(address: str) -> None:
+    """Raises as `open_store`, before anything starts. A file is not opened: it may lie on another machine."""
+    if resolved(address).startswith(_SERVERS):
+        open_store(address).close()
+
+
+def resolved(address: str) -> str:
+    """The URL that an address means: `env:NAME` is what the environment variable NAME holds.
+
+    Raises ConfigError for anything but `sqlite:///absolute/path`, `postgresql://…`, `redis://…` and `rediss://…`.
+    """
+    if address.startswith(_VARIABLE):
+        variable = address.removeprefix(_VARIABLE)
+        if not os.environ.get(variable):
+            raise ConfigError(f"serve.store: expected an address in the environment variable {variable}, got none.")
+        return resolved(os.environ[variable])
+    scheme, _, rest = address.partition("://")
+    if (scheme in _FILES and rest.startswith("/")) or (scheme in _SERVERS and rest):
+        return address
+    raise ConfigError(
+        "serve.store: expected 'sqlite:///' and an absolute path, 'postgresql://…', 'redis://…' or 'env:' and the name "
+        f"of an environment variable, got {shown(address)!r}."
+    )
 
 
 def export(store: Store, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -174,6 +174,8 @@ def test_the_service_is_one_that_serve_and_the_project_accept() -> None:
     for template in templates(spec["rayClusterConfig"]):
         names = {variable["name"] for variable in template["spec"]["containers"][0]["env"]}
         assert {served.serve.write_keys_env, served.serve.read_keys_env} <= names
+        assert served.serve.store is not None
+        assert served.serve.store.removeprefix("env:") in names
 
 
 def test_the_service_is_upgraded_step_by_step() -> None:
@@ -212,7 +214,9 @@ def test_pods_are_watched_bounded_and_without_rights() -> None:
 
 
 def test_secrets_stand_in_no_file() -> None:
-    secret = [each for container in containers() for each in container["env"] if re.search("TOKEN|KEY", each["name"])]
+    secret = [
+        each for container in containers() for each in container["env"] if re.search("TOKEN|KEY|STORE", each["name"])
+    ]
     assert secret
     assert all(set(each) == {"name", "valueFrom"} and "secretKeyRef" in each["valueFrom"] for each in secret)
 

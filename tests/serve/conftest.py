@@ -1,4 +1,4 @@
-"""A small run of the whole pipeline, and the service on top of it."""
+"""A small run of the whole pipeline, the service on top of it, and servers of its store."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.job import execute
 from mmsrarec_ray.pipeline import Pipeline
 from mmsrarec_ray.store import Run
+from tests.databases import PostgresServer, RedisServer, Server, postgres_server, redis_server
 
 ITEMS, USERS = 40, 120
 SETTINGS = (
@@ -33,6 +34,24 @@ SERVED = {
     "serve.deadline_ms": "20000",  # whoever tests deadlines asks for a shorter one
     "serve.ranker_pause_ms": "200",
 }
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["postgres", "redis"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """One of each kind of server."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,36 +132,37 @@ class Served:
         return error
 
 
+@asynccontextmanager
+async def served(monkeypatch: pytest.MonkeyPatch, url: str, *words: str) -> AsyncIterator[Served]:
+    """An application with these settings on a store."""
+    config = world.config(*words)
+    monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words))
+    ranker, store, metrics = Handle(Ranker()), open_store(url), Counted()
+    summariser = SummariserReplica.__new__(SummariserReplica)
+    await SummariserReplica.__init__(summariser, url, ranker)
+    retriever = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
+    main, trial = Lane(config.serve, {"version": "v1"}, retriever, ranker), None
+    if config.serve.trial.pipeline:
+        monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words, version="v2"))
+        other = Ranker()
+        other.version = "v2"
+        second = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
+        trial = Lane(config.serve, {"version": "v2"}, second, Handle(other))
+    service = services.Service(config.serve, main, trial, store, Handle(summariser), metrics)  # type: ignore[arg-type]
+    pictures: Any = SimpleNamespace(thumbnail=lambda item: b"png" if item == "i0" else None)
+    app = create_app(service, pictures, Keys(config.serve))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        yield Served(client, ranker, store, metrics, app)
+    summariser._loop.cancel()
+
+
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a scenario against an application with these settings."""
 
-    @asynccontextmanager
-    async def served(*words: str) -> Any:
-        config = world.config(*words)
-        monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words))
-        url = f"sqlite://{tmp_path}/store.sqlite"
-        ranker, store, metrics = Handle(Ranker()), open_store(url), Counted()
-        summariser = SummariserReplica.__new__(SummariserReplica)
-        await SummariserReplica.__init__(summariser, url, ranker)
-        retriever = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
-        main, trial = Lane(config.serve, {"version": "v1"}, retriever, ranker), None
-        if config.serve.trial.pipeline:
-            monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words, version="v2"))
-            other = Ranker()
-            other.version = "v2"
-            second = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
-            trial = Lane(config.serve, {"version": "v2"}, second, Handle(other))
-        service = services.Service(config.serve, main, trial, store, Handle(summariser), metrics)  # type: ignore[arg-type]
-        pictures: Any = SimpleNamespace(thumbnail=lambda item: b"png" if item == "i0" else None)
-        app = create_app(service, pictures, Keys(config.serve))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
-            yield Served(client, ranker, store, metrics, app)
-        summariser._loop.cancel()
-
     def run(scenario: Scenario, *words: str) -> None:
         async def main() -> None:
-            async with served(*words) as each:
+            async with served(monkeypatch, f"sqlite://{tmp_path}/store.sqlite", *words) as each:
                 await scenario(each)
 
         asyncio.run(main())
@@ -419,6 +420,7 @@ def test_a_wrong_wish_is_told_what_is_wrong(serve: Callable[..., None], body: di
     [
         ("/v1/items/x", {}, "expected a title, a text or a picture, got neither"),
         ("/v1/items/x", {"title": " "}, "expected a title, a text or a picture, got neither"),
+        ("/v1/items/x", {"title": "a\u0000b"}, "body.title: String should match pattern"),
         ("/v1/items/x", {"image": "%%%"}, "image: expected an encoded picture in base64"),
         ("/v1/items/x", {"image": base64.b64encode(b"no picture").decode()}, "image: expected an encoded picture"),
         ("/v1/items/x", {"image": base64.b64encode(b"0" * 10_001).decode()}, "expected at most 10000 bytes, got 10001"),

@@ -13,6 +13,7 @@ from mmsrarec_ray.config import load
 from mmsrarec_ray.errors import ArtefactError, ConfigError, UsageError
 from mmsrarec_ray.serve.bundle import PARTS, Bundle
 from mmsrarec_ray.serve.graph import application
+from mmsrarec_ray.serve.store import StoreUnavailable
 from mmsrarec_ray.store import Artefact, Manifest, Run
 
 STAGES = ("prepare", "summarize", "retrieve", "tune_recommender")
@@ -128,7 +129,9 @@ def test_settings_stand_over_those_the_recommender_was_made_with(run: Run) -> No
         ({"run": "relative"}, "neither an absolute path nor a URI"),
         ({"serve": {"k": 1}}, r"serve\.k: there is no such setting"),
         ({"serve.deadline_ms": "soon"}, r"serve\.deadline_ms: input should be a valid integer"),
-        ({"serve": {"store": "redis://here"}}, r"serve\.store: expected 'sqlite:///' and an absolute path"),
+        ({"serve": {"store": "mysql://here"}}, r"serve\.store: expected 'sqlite:///' and an absolute path"),
+        ({"serve": {"store": "redis://:pw@here"}}, r"serve\.store: must hold no password"),
+        ({"serve.store": "env:NO_SUCH_VARIABLE"}, r"serve\.store: expected an address in the environment variable NO_"),
         ({"serve.write_keys_env": "NO_SUCH_VARIABLE"}, r"serve\.write_keys_env: expected API keys"),
     ],
 )
@@ -137,6 +140,12 @@ def test_wrong_arguments_are_refused_before_anything_starts(run: Run, arguments:
     given = arguments if not arguments or "run" in arguments else {"run": run.folder.path} | arguments
     with pytest.raises(UsageError, match=said):
         application(given)
+
+
+def test_a_store_that_does_not_answer_is_told_before_anything_starts(run: Run) -> None:
+    make(run, "a")
+    with pytest.raises(StoreUnavailable, match=r"the store redis://127\.0\.0\.1:1/ does not answer: .*refused"):
+        application({"run": run.folder.path, "serve.store": "redis://127.0.0.1:1/"})
 
 
 def test_a_trial_is_a_bundle_of_the_same_run(run: Run) -> None:

@@ -1,29 +1,52 @@
-"""The store: what was accepted stays, once, whatever dies."""
+"""Every store keeps the same promises: what was accepted stays, once, in order."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from mmsrarec_ray.addresses import holds_password, shown
+from mmsrarec_ray.config import load
 from mmsrarec_ray.errors import ArtefactError, ConfigError
 from mmsrarec_ray.serve.export import main
+from mmsrarec_ray.serve.feed import Feed
 from mmsrarec_ray.serve.sqlite import SqliteStore
 from mmsrarec_ray.serve.store import Change, Event, Store, export, open_store
+from tests.databases import PASSWORD
+
+_DATABASES = count()
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty store of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite://{tmp_path}/online/store.sqlite"
+    server = request.getfixturevalue(request.param)
+    return server.database(f"store_{next(_DATABASES)}" if request.param == "postgres" else 0)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"sqlite://{tmp_path}/online/store.sqlite")
+def store(address: str) -> Iterator[Store]:
+    with closing(open_store(address)) as opened:
+        yield opened
 
 
 def event(number: int, user: str = "u", **more: object) -> Event:
-    fields = {"kind": "interaction", "item_id": f"i{number}", "timestamp": 1_000 + number} | more
-    return Event(event_id=f"e{number}", user_id=user, **fields)  # type: ignore[arg-type]
+    fields = {"event_id": f"e{number}", "kind": "interaction", "item_id": f"i{number}", "timestamp": 1_000 + number}
+    return Event(**fields | {"user_id": user} | more)  # type: ignore[arg-type]
 
 
 def test_an_event_counts_once_however_often_it_is_sent(store: Store) -> None:
@@ -80,7 +103,8 @@ def test_a_deleted_user_leaves_nothing_but_that_it_was_deleted(store: Store) -> 
     assert store.changes(0) == [Change(store.position(), "user", "u")]
 
 
-def test_what_a_deleted_user_did_is_not_in_the_file_any_more(store: Store, tmp_path: Path) -> None:
+def test_what_a_deleted_user_did_is_not_in_the_file_any_more(tmp_path: Path) -> None:
+    store = open_store(f"sqlite://{tmp_path}/online/store.sqlite")
     store.add_events([event(1, user="somebody-to-forget"), event(2, user="other")])
     store.delete_user("somebody-to-forget")
     store.add_events([event(3, user="other")])
@@ -132,50 +156,185 @@ def test_of_several_changes_of_the_same_the_last_is_told(store: Store) -> None:
     assert store.changes(store.position()) == []
 
 
-def test_several_writers_lose_nothing(store: Store, tmp_path: Path) -> None:
-    """As many stores as processes would have, on one file."""
+def test_a_deleted_users_events_may_be_sent_again(store: Store) -> None:
+    store.add_events([event(number, kind=kind) for number, kind in enumerate(("interaction", "impression"))])
+    assert store.delete_user("u") == 2
+    assert store.delete_user("u") == 0
+    assert store.add_events([event(0)]) == 1
+    assert store.history("u", 10) == [("i0", 1_000)]
 
-    def write(first: int) -> None:
-        own = open_store(f"sqlite://{tmp_path}/online/store.sqlite")
-        for number in range(first, first + 25):
-            own.add_events([event(number)])
 
-    writers = [threading.Thread(target=write, args=(100 * number,)) for number in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert len(store.events(limit=1_000)) == 100
+def test_a_user_of_many_events_is_deleted(store: Store) -> None:
+    store.add_events([event(number, kind="impression" if number % 3 else "interaction") for number in range(2_500)])
+    store.add_events([event(9_999, user="other")])
+    assert store.delete_user("u") == 2_500
+    assert [each.event_id for _, each in store.events()] == ["e9999"]
+
+
+def test_texts_and_numbers_come_back_as_they_were(store: Store) -> None:
+    told = event(2**53, user="ü: ☃ '", item_id="a:b/c%", timestamp=2**53, weight=0.1, rank=2**53)
+    store.add_events([told])
+    assert [each for _, each in store.events()] == [told]
+    assert store.history("ü: ☃ '", 1) == [("a:b/c%", 2**53)]
+    picture = bytes(range(256))
+    store.put_item("item:1", "", "line\nline", picture)
+    item = store.item("item:1")
+    assert item is not None
+    assert (item.title, item.text, item.image) == ("", "line\nline", picture)
+    assert store.changes(0) == [Change(item.version, "item", "item:1")]
+
+
+def test_events_and_changes_come_in_pages(store: Store) -> None:
+    store.add_events([event(number) for number in range(25)])
+    for number in range(25):
+        store.delete_user(f"nobody-{number}")
+    for page in (store.events, store.changes):
+        seen: list = []
+        while batch := page(seen[-1] if seen else 0, 10):  # type: ignore[operator]
+            assert len(batch) <= 10
+            seen += [each[0] if isinstance(each, tuple) else each.position for each in batch]
+        assert len(seen) == 25
+        assert seen == sorted(set(seen))
+
+
+def test_an_export_holds_a_page_at_a_time(store: Store) -> None:
+    long = "x" * 4_000
+    for first in range(0, 6_000, 500):
+        store.add_events([event(number, bundle=long) for number in range(first, first + 500)])
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in export(store)) == 6_000
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 6_000 * len(long) * 0.75
+
+
+def test_a_reader_that_was_away_learns_of_all_that_changed(store: Store, address: str) -> None:
+    """Of each item and user once, as it is by then, in order; and of what comes later."""
+    learnt: list[tuple[str, str]] = []
+    with closing(open_store(address)) as own:
+        feed = Feed(
+            own, lambda item: learnt.append((item.item_id, item.status)), lambda user: learnt.append((user, ""))
+        )
+        for number in range(250):
+            store.put_item(f"i{number}", "x", None, None)
+        store.delete_item("i3")
+        store.delete_user("u")
+        feed.begin()
+        assert len(learnt) == 251
+        assert learnt[0] == ("i0", "waiting")
+        assert learnt[-2:] == [("i3", "deleted"), ("u", "")]
+        learnt.clear()
+        put = store.put_item("new", "x", None, None)
+        store.set_keywords("new", put.version, ["red"], [])
+        asyncio.run(feed.catch_up(store.position()))
+        assert learnt == [("new", "ready")]
+
+
+def test_several_writers_lose_nothing(address: str) -> None:
+    """As many stores as processes would have; the same events are sent by two of them."""
+
+    def write(first: int) -> int:
+        with closing(open_store(address)) as own:
+            batches = [[event(number), event(number + 1)] for number in range(first, first + 50)]
+            return sum(own.add_events(batch[:: 1 if first else -1]) for batch in batches)
+
+    with ThreadPoolExecutor(6) as pool:
+        added = list(pool.map(write, (0, 0, 100, 100, 200, 300)))
+    with closing(open_store(address)) as store:
+        kept = [each.event_id for _, each in store.events(limit=1_000)]
+    assert sum(added) == len(kept) == len(set(kept)) == 4 * 51
+
+
+def test_readers_that_follow_miss_nothing(address: str) -> None:
+    """While several write, whoever reads on from the last place it saw sees every event and every change."""
+    written = threading.Event()
+
+    def write(writer: int) -> None:
+        with closing(open_store(address)) as own:
+            for number in range(40):
+                own.add_events([event(1_000 * writer + number), event(1_000 * writer + 500 + number)])
+                own.put_item(f"{writer}-{number}", "x", None, None)
+
+    def follow(read: Callable[[Store, int], list[tuple[int, str]]]) -> list[str]:
+        seen: list[tuple[int, str]] = []
+        with closing(open_store(address)) as own:
+            while True:
+                last = written.is_set()
+                news = read(own, seen[-1][0] if seen else 0)
+                seen += news
+                if last and not news:
+                    return [which for _, which in seen]
+
+    with ThreadPoolExecutor(6) as pool:
+        events = pool.submit(follow, lambda own, after: [(at, each.event_id) for at, each in own.events(after)])
+        changes = pool.submit(follow, lambda own, after: [(each.position, each.id) for each in own.changes(after)])
+        try:
+            for each in [pool.submit(write, writer) for writer in range(3)]:
+                each.result()
+        finally:
+            written.set()
+        assert sorted(events.result()) == sorted(
+            f"e{1_000 * writer + half + number}" for writer in range(3) for half in (0, 500) for number in range(40)
+        )
+        assert sorted(changes.result()) == sorted(f"{writer}-{number}" for writer in range(3) for number in range(40))
 
 
 _WRITER = """
 import sys
 from mmsrarec_ray.serve.store import Event, open_store
-store = open_store(sys.argv[1])
+store = open_store("env:STORE")
 for number in range(100_000):
     store.add_events([Event(f"e{number}", "interaction", "u", "i", number)])
     print(number, flush=True)
 """
 
 
-def test_an_accepted_event_survives_the_kill_of_its_writer(store: Store, tmp_path: Path) -> None:
-    where = f"sqlite://{tmp_path}/online/store.sqlite"
-    writer = subprocess.Popen([sys.executable, "-c", _WRITER, where], stdout=subprocess.PIPE, text=True)
+def test_an_accepted_event_survives_the_kill_of_its_writer(address: str) -> None:
+    environment = os.environ | {"STORE": address}
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER], env=environment, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     accepted = [int(writer.stdout.readline()) for _ in range(50)]
     writer.kill()
     accepted += [int(line) for line in writer.stdout.read().split()]
     writer.wait()
-    kept = {each.event_id for _, each in open_store(where).events(limit=100_000)}
+    with closing(open_store(address)) as store:
+        kept = {each.event_id for _, each in store.events(limit=100_000)}
     assert {f"e{number}" for number in accepted} <= kept
     assert len(kept) <= len(accepted) + 1  # one may have been written and not yet told
 
 
-def test_other_addresses_are_refused() -> None:
+@pytest.mark.parametrize("address", ["sqlite://x", "mysql://u:s3cret@here/x", "postgresql://", "nowhere"])
+def test_other_addresses_are_refused(address: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"serve\.store: expected 'sqlite:///' and an absolute path, got 'sqlite://x'"
-    ):
-        open_store("sqlite://x")
+        ConfigError, match=r"serve\.store: expected 'sqlite:///' and an absolute path, .*, got '"
+    ) as told:
+        open_store(address)
+    assert "s3cret" not in str(told.value)
+
+
+def test_an_address_may_stand_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE", f"sqlite://{tmp_path}/s")
+    open_store("env:STORE").check()
+    assert (tmp_path / "s").is_file()
+    monkeypatch.setenv("STORE", "")
+    with pytest.raises(ConfigError, match=r"serve\.store: expected an address in the environment variable STORE, got"):
+        open_store("env:STORE")
+
+
+def test_an_address_is_shown_without_its_secrets() -> None:
+    assert shown("postgresql://me:p@ss/w?rd#@host:5/db?sslmode=require&host=/run") == "postgresql://host:5/db?host=/run"
+    assert shown("redis://:pw@host/1?password=x&db=2") == "redis://host/1?db=2"
+    assert shown("sqlite:///a/b") == "sqlite:///a/b"
+    for address in ("redis://:x@h", "postgresql://u:x@h/d", "postgresql://h/d?password=x"):
+        assert holds_password(address)
+        with pytest.raises(ConfigError, match=r"serve\.store: must hold no password") as told:
+            load(None, ["data.format=shop", "run=/r", f"serve.store={address}"])
+        assert ":x@" not in str(told.value)
+        assert "=x" not in str(told.value)
+    for address in ("redis://h:6379", "postgresql://u@h:5432/d", "sqlite:///a", "env:STORE"):
+        assert not holds_password(address)
 
 
 def test_a_newer_store_is_refused(tmp_path: Path) -> None:
@@ -184,14 +343,17 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
         SqliteStore(str(tmp_path / "s"))
 
 
-def test_events_are_exported_as_json_lines(store: Store, tmp_path: Path) -> None:
+def test_events_are_exported_as_json_lines(
+    store: Store, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("STORE", address)
     store.add_events([event(1), event(2, user="ü\n")])
     out = tmp_path / "events.jsonl"
-    where = f"sqlite://{tmp_path}/online/store.sqlite"
-    assert main([where, str(out)]) == 0
+    assert main(["env:STORE", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert rows == [row for _, row in export(store)]
     store.add_events([event(3)])
-    assert main([where, str(out), "--after", "2"]) == 0
+    assert main(["env:STORE", str(out), "--after", "2"]) == 0
     assert [json.loads(line)["event_id"] for line in out.read_text("utf-8").splitlines()] == ["e3"]
     assert main(["nowhere", str(out)]) == 2
+    assert PASSWORD not in "".join(capfd.readouterr())
