@@ -736,13 +736,13 @@ class Serve(Settings):
 
 
 class Utilisation(Settings):
-    """Shares of a GPU's peaks that the estimates take as reached. Assumptions: measure your own."""
+    """Shares of a GPU's peaks that the estimates take as reached: measure your own (`benchmarks/plan.py`)."""
 
-    prefill: Fraction = 0.4
+    prefill: Fraction = 0.3
     """Of the peak of arithmetic, where prompts are read."""
     decode: Fraction = 0.5
     """Of the memory's bandwidth, where answers are written."""
-    training: Fraction = 0.3
+    training: Fraction = 0.2
     """Of the peak of arithmetic, in fine-tuning, work that checkpointing repeats counted."""
     links: Fraction = 0.6
     """Of the bandwidth between GPUs."""

@@ -17,6 +17,7 @@ import torch
 from mmsrarec_ray.rank.ask import Asker
 
 IGNORED = -100
+_TYPES = "mm_token_type_ids"
 _PADDED = -1
 _PREFIX = 0
 
@@ -24,21 +25,24 @@ _PREFIX = 0
 @dataclass(frozen=True)
 class _Example:
     """tokens: int64 (n,), prompt, then answer; asked: how many of them are the prompt; shareable: how many of the first
-    may stand for those of another example: all before a picture, whose tokens look alike and are not."""
+    may stand for those of another example: all before a picture, whose tokens look alike and are not; types: int64
+    (n,), what the processor says a token is, text (0) or of a picture."""
 
     tokens: np.ndarray
     asked: int
     shareable: int
+    types: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A sequence of the batch. tokens, labels, positions: int64 (n,); block: int64 (n,), 0 for the prefix, which all
-    see, else the number of the example."""
+    """A sequence of the batch. tokens, labels, positions, types: int64 (n,); block: int64 (n,), 0 for the prefix, which
+    all see, else the number of the example."""
 
     tokens: np.ndarray
     labels: np.ndarray
     positions: np.ndarray
+    types: np.ndarray
     block: np.ndarray
 
 
@@ -47,7 +51,9 @@ class Collator:
 
     Gives input_ids and labels (-100 but for answers), int64 (rows, n), what the processor makes of the pictures, in the
     order of their tokens, and attention_mask: of separate sequences int64 (rows, n), 0 for padding; with a shared
-    prefix bool (rows, 1, n, n), true where a token sees another, with position_ids, int64 (rows, n).
+    prefix bool (rows, 1, n, n), true where a token sees another, with position_ids, int64 (rows, n). Separate sequences
+    with pictures have mm_token_type_ids, int64 (rows, n), where the processor gives them: models that count positions
+    in rows and columns work them out from these, and count plainly without.
     """
 
     def __init__(self, asker: Asker, shared_prefix: bool):
@@ -61,7 +67,8 @@ class Collator:
             groups = [[example] for group in groups for example in group]
         pictures: dict[str, list[torch.Tensor]] = {}
         rows = [_laid([self._read(example, pictures) for example in group]) for group in groups]
-        batch = _batch(rows, self.padding, self.shared_prefix)
+        typed = pictures.pop(_TYPES, None) is not None and not self.shared_prefix
+        batch = _batch(rows, self.padding, self.shared_prefix, typed)
         return batch | {name: torch.cat(values) for name, values in pictures.items()}
 
     def _read(self, example: dict[str, Any], pictures: dict[str, list[torch.Tensor]]) -> _Example:
@@ -73,7 +80,7 @@ class Collator:
             answer = [*tokenizer.encode(example["answer"], add_special_tokens=False), tokenizer.eos_token_id]
         if example["picture"] is None:
             asked = tokenizer(example["prompt"], add_special_tokens=False)["input_ids"]
-            shareable = len(asked)
+            shareable, types = len(asked), np.zeros(len(asked), np.int64)
         else:
             picture = self.asker.picture(example["picture"])
             read = self.asker.processor(
@@ -81,10 +88,12 @@ class Collator:
             )
             asked = read.pop("input_ids")[0].tolist()
             shareable = self._before_picture(example["prompt"])
+            types = np.array(read[_TYPES][0] if _TYPES in read else np.zeros(len(asked)), np.int64)
             for name, values in read.items():
-                if name not in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+                if name not in ("attention_mask", "token_type_ids"):
                     pictures.setdefault(name, []).append(values)
-        return _Example(np.array([*asked, *answer], np.int64), len(asked), shareable)
+        types = np.pad(types, (0, len(answer)))
+        return _Example(np.array([*asked, *answer], np.int64), len(asked), shareable, types)
 
     def _before_picture(self, prompt: str) -> int:
         """How many tokens stand before the first that a picture brings in."""
@@ -113,12 +122,13 @@ def _laid(examples: list[_Example]) -> _Row:
         np.concatenate([first, *parts]),
         np.concatenate([np.full(shared, IGNORED), *labels]),
         np.concatenate([np.arange(shared), *(shared + np.arange(len(part)) for part in parts)]),
+        np.concatenate([examples[0].types[:shared], *(example.types[shared:] for example in examples)]),
         np.repeat(np.arange(len(lengths)), lengths),
     )
 
 
-def _batch(rows: list[_Row], padding: int, shared_prefix: bool) -> dict[str, torch.Tensor]:
-    """Rows of equal length, padded behind."""
+def _batch(rows: list[_Row], padding: int, shared_prefix: bool, typed: bool) -> dict[str, torch.Tensor]:
+    """Rows of equal length, padded behind. typed: with the types of tokens."""
     length = max(len(row.tokens) for row in rows)
 
     def padded(name: str, value: int) -> torch.Tensor:
@@ -126,6 +136,7 @@ def _batch(rows: list[_Row], padding: int, shared_prefix: bool) -> dict[str, tor
         return torch.from_numpy(np.stack([np.pad(v, (0, length - len(v)), constant_values=value) for v in values]))
 
     batch = {"input_ids": padded("tokens", padding), "labels": padded("labels", IGNORED)}
+    batch |= {_TYPES: padded("types", 0)} if typed else {}
     block = padded("block", _PADDED)
     if not shared_prefix:
         return batch | {"attention_mask": (block != _PADDED).long()}

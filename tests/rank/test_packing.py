@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -107,3 +108,17 @@ def test_pictures_that_look_alike_as_tokens_are_not_shared(items: Catalogue) -> 
     tokens = int((batch["input_ids"] == asker.image_token).sum())
     [alone] = [int((Collator(asker, True)([{"examples": examples[:1]}])["input_ids"] == asker.image_token).sum())]
     assert tokens == 2 * alone
+
+
+def test_a_model_that_counts_positions_in_rows_and_columns_is_told_where_pictures_are(items: Catalogue) -> None:
+    """Processors of such models say it unasked; that of the tiny model does so on request."""
+    asker = Asker(config("rank.candidate=image"), items)
+    asked = contexts(asker)
+    plain = Collator(asker, False)(asked)
+    asker.processor = partial(asker.processor, return_mm_token_type_ids=True)
+    typed = Collator(asker, False)(asked)
+    types = typed.pop("mm_token_type_ids")
+    assert types.tolist() == (typed["input_ids"] == asker.image_token).long().tolist()
+    assert types.any()
+    assert typed.keys() == plain.keys()
+    assert "mm_token_type_ids" not in Collator(asker, True)(asked)  # such models refuse a shared prefix
