@@ -118,7 +118,15 @@ def test_a_model_that_counts_positions_in_rows_and_columns_is_told_where_picture
     asker.processor = partial(asker.processor, return_mm_token_type_ids=True)
     typed = Collator(asker, False)(asked)
     types = typed.pop("mm_token_type_ids")
-    assert types.tolist() == (typed["input_ids"] == asker.image_token).long().tolist()
-    assert types.any()
+    examples = [example for context in asked for example in context["examples"]]
+    for row, example in zip(types, examples, strict=True):
+        expected: list[int] = []
+        if example["picture"] is not None:
+            picture = [[asker.picture(example["picture"])]]
+            said = asker.processor(text=[example["prompt"]], images=picture, add_special_tokens=False)
+            expected = list(said["mm_token_type_ids"][0])
+            assert any(expected)
+        assert row.tolist() == expected + [0] * (len(row) - len(expected))
+    assert types[typed["input_ids"] == asker.image_token].all()
     assert typed.keys() == plain.keys()
     assert "mm_token_type_ids" not in Collator(asker, True)(asked)  # such models refuse a shared prefix
