@@ -27,7 +27,7 @@ from mmsrarec_ray.config import Config, known_keys, load
 from mmsrarec_ray.errors import UsageError
 from mmsrarec_ray.estimate.table import Estimates
 from mmsrarec_ray.progress import said_about, said_as, say
-from mmsrarec_ray.store import Artefact, FileEntry, Folder, Manifest, Run, code_fingerprint, fingerprint
+from mmsrarec_ray.store import MANIFEST, Artefact, FileEntry, Folder, Manifest, Run, code_fingerprint, fingerprint
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -261,7 +261,7 @@ def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
         engine=stage.engine(),
         config=stage.config.model_dump(mode="json"),
         inputs=step.manifest_inputs,
-        files=_checksums(step.artefact.folder, step.artefact.folder.files()),
+        files=_checksums(step.artefact.folder, [name for name in step.artefact.folder.files() if name != MANIFEST]),
         counts=outcome.counts,
         metrics=outcome.metrics,
         seconds=round(seconds, 3),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ _PATIENCE_SECONDS = 60.0
 _NOBODY = "nobody"
 
 
-class Server:
+class Server(ABC):
     """A server that a test may kill, stop and start again."""
 
     def __init__(self, command: list[str | Path], folder: Path, port: int, user: str | None):
@@ -34,9 +35,9 @@ class Server:
         self._process: psutil.Popen | None = None
 
     @property
+    @abstractmethod
     def url(self) -> str:
         """With the password, without a database."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Returns when it answers."""
@@ -80,8 +81,9 @@ class Server:
             return []
         return [self._process, *self._process.children(recursive=True)]
 
+    @abstractmethod
     def _answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it takes connections."""
 
 
 class PostgresServer(Server):

@@ -135,6 +135,14 @@ def test_an_unfinished_artefact_is_made_again(run: Run) -> None:
     assert statuses(0, run) == ["to run", "to run after letters"]
 
 
+def test_what_was_forced_is_whole_for_the_next_job(run: Run) -> None:
+    """It is made in a folder that has a manifest already, which is no file of the new one."""
+    execute(Count(config()), run)
+    execute(Letters(config()), run, force=True)
+    assert list(run.published("letters")[0].manifest.files) == ["letters.txt"]
+    assert execute(Count(config()), run, force=True)[1].metrics == {"letters": 2}
+
+
 def test_a_damaged_artefact_is_not_read(run: Run) -> None:
     """Force makes the stage read again what it read before."""
     execute(Count(config()), run)

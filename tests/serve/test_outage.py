@@ -209,11 +209,14 @@ def test_commits_are_waited_for_whatever_the_server_is_used_to(postgres: Postgre
             assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
 
 
-def test_several_processes_make_the_tables_at_once(postgres: PostgresServer) -> None:
+def test_several_services_may_make_the_tables_at_once(postgres: PostgresServer) -> None:
     address = postgres.database("at_once")
     with ThreadPoolExecutor(4) as pool:
-        for each in list(pool.map(open_store, [address] * 4)):
-            each.close()
+        stores = list(pool.map(open_store, [address] * 4))
+    assert [store.add_events([event(number)]) for number, store in enumerate(stores)] == [1] * 4
+    for store in stores:
+        assert {each.event_id for _, each in store.events()} == {event(number).event_id for number in range(4)}
+        store.close()
 
 
 def test_what_is_committed_late_is_not_skipped(postgres: PostgresServer) -> None:
