@@ -29,11 +29,11 @@ from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.render import grammar
 from mmsrarec_ray.summarize.tuning.answers import Answerer
 from mmsrarec_ray.summarize.tuning.examples import Examples
-from mmsrarec_ray.summarize.tuning.explore import exploring_trainer
 from mmsrarec_ray.summarize.tuning.judge import compare, write_report
 from mmsrarec_ray.summarize.tuning.logs import Evaluations, trackers
 from mmsrarec_ray.summarize.tuning.rewards import Reward
 from mmsrarec_ray.summarize.tuning.terms import terms_of, weights_of
+from mmsrarec_ray.summarize.tuning.trainer import trainer_class
 
 _STEPS = 1_000_000  # more than any training has: seeds of two steps never meet
 
@@ -99,7 +99,7 @@ def trainer_of(config: Config, examples: Examples, terms: Mapping[str, Reward], 
 
     weights = weights_of(config)
     rewards: list[Any] = [terms[name] for name in weights]
-    return exploring_trainer(config.tune_summarizer.edits)(
+    return trainer_class(config.tune_summarizer.edits)(
         model=load_base(config),
         reward_funcs=rewards,
         args=GRPOConfig(**grpo_arguments(config, workers, scratch), reward_weights=list(weights.values())),

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 
 from mmsrarec_ray.adapters import load_processor
 from mmsrarec_ray.config import load
-from mmsrarec_ray.summarize.tuning.explore import exploring_trainer, without_one
+from mmsrarec_ray.summarize.tuning.trainer import trainer_class, without_one
 
 
 def test_an_edit_leaves_out_one_keyword_and_no_half() -> None:
@@ -25,8 +25,26 @@ def test_an_edit_leaves_out_one_keyword_and_no_half() -> None:
         assert without_one(whole, Random(0)) == whole
 
 
-def test_a_share_of_nothing_is_trls_trainer() -> None:
-    assert exploring_trainer(0.0) is GRPOTrainer
+def test_without_edits_answers_are_those_of_trl() -> None:
+    assert trainer_class(0.0)._generate_single_turn is GRPOTrainer._generate_single_turn
+
+
+def test_a_resumed_epoch_sees_the_items_that_an_unbroken_run_would_see() -> None:
+    def orders(*epochs: float | None) -> list[list[int]]:
+        """What one trainer sees whose state says so at the begin of each epoch."""
+        made = object.__new__(trainer_class(0.0))
+        made.args = SimpleNamespace(seed=5, generation_batch_size=8, steps_per_generation=1)
+        made.num_generations, made.num_iterations, made.shuffle_dataset = 2, 1, True
+        sampler, seen = made._get_train_sampler(list(range(12))), []
+        for epoch in epochs:
+            made.state = SimpleNamespace(epoch=epoch)
+            seen.append(list(sampler))
+            assert len(seen[-1]) == len(sampler)
+        return seen
+
+    whole = orders(None, 1.0, 2.0)
+    assert len({tuple(order) for order in whole}) == 3
+    assert orders(2.0) == orders(2.0 + 1 / 3) == whole[2:]
 
 
 @pytest.fixture
@@ -39,7 +57,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
     batch = {"advantages": torch.tensor([1.0, -1.0, -1.0, -1.0]), "completion_mask": torch.ones(4, 3, dtype=torch.long)}
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda self, *given: (sampled, None))
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda self, inputs: dict(batch))
-    made = object.__new__(exploring_trainer(0.999))
+    made = object.__new__(trainer_class(0.999))
     made.model = SimpleNamespace(training=True)
     made.args, made.state = SimpleNamespace(seed=0, process_index=0), SimpleNamespace(global_step=3)
     made.eos_token_ids, made._tokenizer = [tokenizer.eos_token_id], tokenizer

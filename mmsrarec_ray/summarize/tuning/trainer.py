@@ -1,14 +1,16 @@
-"""What a policy that is sure of its answers would never try: answers of its own, with a keyword left out.
+"""TRL's GRPOTrainer for a fit that may be killed, and for a policy that is sure of its answers.
 
-A model that says the same in every sample has groups without differences, and learns nothing from them, however much it
-could save. So a share of the answers is edited after sampling: one keyword, drawn at random, is taken out. Where what
-is left earns more than the mean of its group, the policy moves towards it; where it earns less, it is forgotten: the
-policy need not be taught not to say what it does not say. Edited answers are not the policy's own samples, so this is
-policy gradient with proposals, not GRPO alone: with a share of 0 it is GRPO.
+Such a policy would never try its own answers with a keyword left out. A model that says the same in every sample has
+groups without differences, and learns nothing from them, however much it could save. So a share of the answers is
+edited after sampling: one keyword, drawn at random, is taken out. Where what is left earns more than the mean of its
+group, the policy moves towards it; where it earns less, it is forgotten: the policy need not be taught not to say what
+it does not say. Edited answers are not the policy's own samples, so this is policy gradient with proposals, not GRPO
+alone: with a share of 0 it is GRPO.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -29,20 +31,41 @@ def without_one(answer: str, draw: Random) -> str:
     return render(said.get("image", ()), said.get("text", ()))
 
 
-def exploring_trainer(share: float) -> Any:
-    """TRL's GRPOTrainer, or a subclass in which so many of the answers that it samples itself lose a keyword."""
-    import torch
+def trainer_class(edits: float) -> Any:
+    """TRL's GRPOTrainer, resumed with the items of an unbroken run. edits: share of its samples that lose a keyword."""
+    from torch.utils.data import Sampler
     from trl import GRPOTrainer
 
-    if not share:
-        return GRPOTrainer
+    class Reshuffled(Sampler):
+        """TRL's sampler draws the order of an epoch from what the epochs before have left of its generator: one that
+        goes on in the third epoch would see the items of the first."""
 
-    class Exploring(GRPOTrainer):
+        def __init__(self, sampler: Any, state: Any):
+            self.sampler, self.state = sampler, state
+
+        def __len__(self) -> int:
+            return len(self.sampler)
+
+        def __iter__(self) -> Iterator[int]:
+            self.sampler.generator.manual_seed(self.sampler.seed + int(self.state().epoch or 0))
+            return iter(self.sampler)
+
+    class Resumable(GRPOTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return Reshuffled(super()._get_train_sampler(dataset), lambda: self.state)
+
+    return _exploring(Resumable, edits) if edits else Resumable
+
+
+def _exploring(trainer: Any, share: float) -> Any:
+    import torch
+
+    class Exploring(trainer):
         # Where answers are sampled by vLLM, their log probabilities come with them, and an edit has none.
         def _generate_single_turn(self, *arguments: Any, **more: Any) -> Any:
             completions, logs = super()._generate_single_turn(*arguments, **more)
             self.edited = torch.zeros(len(completions), dtype=torch.bool)
-            if logs is None and self.model.training:  # type: ignore[union-attr]
+            if logs is None and self.model.training:
                 draw = Random(f"{self.args.seed} {self.state.global_step} {self.args.process_index}")
                 chosen = [draw.random() < share for _ in completions]
                 tried = [self._edit(ids, draw) if edit else ids for ids, edit in zip(completions, chosen, strict=True)]
