@@ -53,10 +53,10 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
-def kill(name: str) -> None:
-    """As soon as there is a process that is called so."""
+def kill(name: str, most: int | None = None) -> None:
+    """As soon as there is a process that is called so; so many of them, all by default."""
     until(lambda: processes(name), what=name)
-    for victim in processes(name):
+    for victim in processes(name)[:most]:
         victim.kill()
 
 

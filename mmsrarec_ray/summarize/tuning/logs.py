@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ class Evaluations(TrainerCallback):
         if self.logs is None:
             return
         figures = judged.figures(weights_of(self.answerer.config))
-        handler, arguments, control = self.trainer.callback_handler, self.trainer.args, self.trainer.control
+        # A copy: a log takes back the wish to log, and this worker alone would leave out what all gather at this step.
+        handler, arguments, control = self.trainer.callback_handler, self.trainer.args, copy(self.trainer.control)
         handler.on_log(arguments, state, control, {f"eval_{name}": value for name, value in figures.items()})
         name = f"{SAMPLES}/step-{state.global_step:06d}.md"
         self.logs.write_bytes(name, _page(state.global_step, figures, judged, self.examples).encode())

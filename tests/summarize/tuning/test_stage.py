@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+from tensorboardX.proto.event_pb2 import Event
 
 from mmsrarec_ray.adapters import ADAPTER, ADAPTER_WEIGHTS, CHECKPOINTS
 from mmsrarec_ray.config import Config, load
@@ -80,10 +83,26 @@ def test_the_report_compares_before_and_after(done: dict[str, Artefact]) -> None
 
 def test_curves_and_answers_can_be_watched(done: dict[str, Artefact], config: Config) -> None:
     logs = Path(config.run) / "logs" / "summarizer" / done["summarizer"].fingerprint
-    assert list(logs.glob("events.out.tfevents.*"))
+    curves = _curves(logs)
+    assert curves["train/reward"] == curves["train/kl"] == [1, 2, 3, 4, 5, 6]  # also where answers are looked at
+    assert curves["eval/reward"] == [0, 3, 6]
     samples = sorted(path.name for path in (logs / "samples").iterdir())
     assert samples == ["step-000000.md", "step-000003.md", "step-000006.md"]
     assert "image: " in (logs / "samples" / "step-000000.md").read_text()
+
+
+def _curves(logs: Path) -> dict[str, list[int]]:
+    """The steps of each curve in TensorBoard's files: records of a length, its checksum, an event, its checksum."""
+    steps: dict[str, list[int]] = defaultdict(list)
+    for path in logs.glob("events.out.tfevents.*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            [length] = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += length + 16
+            for value in event.summary.value:
+                steps[value.tag].append(event.step)
+    return steps
 
 
 def test_keywords_name_the_adapter_and_other_weights_make_them_stale(done: dict[str, Artefact], config: Config) -> None:
