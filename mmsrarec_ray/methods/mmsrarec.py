@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,16 @@ from mmsrarec_ray.retrieve.contexts import votes
 
 _EVIDENCE = 512  # queries whose evidence is looked up at a time
 _ABOVE = 2.0  # puts what the language model scored above all that retrieval alone did
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the model is told: histories, neighbours: numbers of items, int64, an array for each query, the newest and
+    the most similar last and first; evidence: what is said of each candidate."""
+
+    histories: list[np.ndarray]
+    neighbours: list[np.ndarray]
+    evidence: list[list[str]]
 
 
 class MmsraRec(Method):
@@ -85,6 +96,13 @@ class MmsraRec(Method):
         return [row[row >= 0] for rows in found for row in rows]
 
     def _ask(self, queries: Queries, candidates: list[np.ndarray]) -> list[np.ndarray]:
+        told = self.told(queries, candidates)
+        return score(
+            self.config, self.catalogue, self.adapter, told.histories, told.neighbours, candidates, told.evidence
+        )
+
+    def told(self, queries: Queries, candidates: list[np.ndarray]) -> Told:
+        """What the model is told of each query. candidates: numbers of items, an array for each."""
         settings, retriever = self.config.retrieve, self.retrieval.retriever
         found = retriever.nearest(queries, max(settings.neighbours, settings.voters))
         moments = retriever.index.moments
@@ -96,7 +114,7 @@ class MmsraRec(Method):
         for start in range(0, len(histories), _EVIDENCE):
             rows = slice(start, start + _EVIDENCE)
             evidence += map(self.scale.lines, self.signs(histories[rows], counted[rows], candidates[rows]))
-        return score(self.config, self.catalogue, self.adapter, histories, neighbours, candidates, evidence)
+        return Told(histories, neighbours, evidence)
 
 
 def _ordered(items: list[np.ndarray], scores: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
