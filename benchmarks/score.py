@@ -58,10 +58,11 @@ def catalogue(form: str) -> Catalogue:
     return Catalogue(table["item_id"].combine_chunks(), words, table.select(shown))
 
 
-def drawn(users: int, candidates: int, shared: str) -> Work:
-    """Histories, neighbours and candidates at random: what they are does not change what they cost."""
+def drawn(users: int, candidates: int, shared: tuple[int, int]) -> Work:
+    """Histories, neighbours and candidates at random: what they are does not change what they cost. shared: items of a
+    history, items of similar users."""
     rng = np.random.default_rng(0)
-    sizes = (*SHARED[shared], candidates)
+    sizes = (*shared, candidates)
     return Work(*([rng.choice(ITEMS, size, replace=False) for _ in range(users)] for size in sizes))
 
 
@@ -142,7 +143,7 @@ def main() -> None:
     print("| shared part | tokens, shared of all | what | prefixes shared | separate prompts | ratio |")
     print("|---|---|---|---|---|---|", flush=True)
     for shared in SHARED:
-        work = drawn(MORE * options.users, options.candidates, shared)
+        work = drawn(MORE * options.users, options.candidates, SHARED[shared])
         tokens = alone(lengths, load(None, fixed), work)
         for name, measure, asked in (("scorer", ours, work), ("bare engine", bare, work.first(options.users))):
             row = {"shared": shared, "tokens": tokens, "what": name}
