@@ -690,13 +690,24 @@ class Limits(Settings):
     """Its pixels, read from the header before it is decoded."""
 
 
-class Trial(Settings):
-    """A second bundle of the same run, live beside the first for some users (A/B)."""
+class Beside(Settings):
+    """A second bundle of the same run, beside the first."""
 
     pipeline: str | None = None
     """The fingerprint of its pipeline; null: there is none."""
-    share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the users it answers, chosen by a hash of their ids: the same ones at every request."""
+    share: Share = 0.1
+    """Share of the users it is for, chosen by a hash of their ids: the same ones at every request."""
+
+
+class Trial(Beside):
+    """It answers these users (A/B)."""
+
+
+class Shadow(Beside):
+    """It scores again what the first has answered these users, and nobody is shown what it says."""
+
+    max_in_flight: PositiveInt = 4
+    """Answers it is at work on at a time, of each ingress replica; further ones are left out, and counted."""
 
 
 class Serve(Settings):
@@ -726,6 +737,7 @@ class Serve(Settings):
     read_keys_env: str | None = None
     """The same for readers; null: anybody may read."""
     trial: Trial = Trial()
+    shadow: Shadow = Shadow()
     limits: Limits = Limits()
     ingress: Deployment = Deployment(max_ongoing_requests=128)
     retriever: Deployment = Deployment(cpus=0.3)

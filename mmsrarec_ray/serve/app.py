@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -74,10 +74,10 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     routes, limits = APIRouter(), service.settings.limits
 
     @routes.post("/recommendations", summary="Recommend")
-    async def recommend(request: schemas.RecommendationRequest) -> schemas.Recommendations:
+    async def recommend(request: schemas.RecommendationRequest, after: BackgroundTasks) -> schemas.Recommendations:
         check_recommendation(request, limits)
         with service.admitted():
-            return await service.recommend(request)
+            return await service.recommend(request, after)
 
     @routes.get("/items", summary="Find items by words of their title and keywords")
     async def items(
@@ -118,6 +118,8 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
             bundle=service.main.bundle,
             trial=service.trial.bundle if service.trial else None,
             trial_share=settings.trial.share if service.trial else 0.0,
+            shadow=service.shadow.lane.bundle if service.shadow else None,
+            shadow_share=settings.shadow.share if service.shadow else 0.0,
             limits=limits,
             deadline_ms=settings.deadline_ms,
             candidates=settings.candidates,

@@ -26,6 +26,7 @@ from mmsrarec_ray.serve.store import check_store, open_store
 from mmsrarec_ray.settings import Deployment, Replicas
 
 _STICKY: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_PREFIX = {"main": "", "trial": "Trial", "shadow": "Shadow"}
 
 
 @serve.ingress()
@@ -34,18 +35,18 @@ class Ingress:
 
     def __init__(
         self,
-        bundle: Bundle,
-        trial: Bundle | None,
+        bundles: dict[str, Bundle],
         store: str,
-        handles: list[DeploymentHandle],
+        handles: dict[str, list[DeploymentHandle]],
         summariser: DeploymentHandle,
     ):
-        """handles: retriever and ranker of the bundle, then those of the trial."""
+        """bundles: `main` and, where there are such, `trial` and `shadow`; handles: retriever and ranker of each."""
+        bundle = bundles["main"]
         config = bundle.config
         online = open_store(store)
-        main = Lane(config.serve, bundle.summary(), *handles[:2])
-        other = Lane(config.serve, trial.summary(), *handles[2:]) if trial else None
-        service = Service(config.serve, main, other, online, summariser, Metrics())
+        lanes = {name: Lane(config.serve, each.summary(), *handles[name]) for name, each in bundles.items()}
+        beside = lanes.get("trial"), lanes.get("shadow")
+        service = Service(config.serve, lanes["main"], *beside, online, summariser, Metrics())
         pictures = Pictures(config, bundle.folder("dataset"), online)
         self._app = create_app(service, pictures, Keys(config.serve))
 
@@ -65,23 +66,26 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
     if not isinstance(run, str):
         raise ConfigError(f"run: expected the run folder, got {run!r}.")
     bundle = Bundle.of(run, _overrides(words), pipeline)
-    named = bundle.config.serve.trial.pipeline
-    trial = Bundle.of(run, _overrides(words), named) if named else None
-    for each in (bundle, trial) if trial else (bundle,):
+    settings = bundle.config.serve
+    named = {"trial": settings.trial.pipeline, "shadow": settings.shadow.pipeline}
+    beside = {name: Bundle.of(run, _overrides(words), other) for name, other in named.items() if other}
+    bundles = {"main": bundle, **beside}
+    for each in bundles.values():
         each.verify()
-    Keys(bundle.config.serve)  # refused here, before anything starts
-    store = bundle.config.serve.store or _own_store(bundle)
+    Keys(settings)  # refused here, before anything starts
+    store = settings.store or _own_store(bundle)
     check_store(store)  # and this
-    return _bound(bundle, trial, store)
+    return _bound(bundles, store)
 
 
-def _bound(bundle: Bundle, trial: Bundle | None, store: str) -> serve.Application:
-    config = bundle.config.serve
-    handles = [*_lane(bundle, store, ""), *(_lane(trial, store, "Trial") if trial else [])]
+def _bound(bundles: dict[str, Bundle], store: str) -> serve.Application:
+    config = bundles["main"].config.serve
+    handles = {name: _lane(each, store, _PREFIX[name]) for name, each in bundles.items()}
     summariser = _deployed(SummariserReplica, "Summariser", config.summariser, _light(config.summariser))
     busy = BackpressureConfig(status_code=429, retry_after_s=config.retry_after_s)
     ingress = _deployed(Ingress, "Ingress", config.ingress, _light(config.ingress), backpressure_config=busy)
-    return ingress.bind(bundle, trial, store, handles, summariser.bind(store, handles[1]))
+    [_, ranker] = handles["main"]
+    return ingress.bind(bundles, store, handles, summariser.bind(store, ranker))
 
 
 def _lane(bundle: Bundle, store: str, prefix: str) -> list[serve.Application]:

@@ -9,6 +9,7 @@ from typing import Any
 from ray.serve import metrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _LAG_SECONDS = (1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 _OURS = ("ray_mmsrarec_", "ray_serve_", "ray_vllm_")
 _PATIENCE_SECONDS = 3.0
@@ -18,14 +19,16 @@ class Metrics:
     """Of an ingress replica."""
 
     def __init__(self) -> None:
-        both: Any = ("bundle", "degraded")  # Ray's hint names one label and means any number
-        self._answers = metrics.Counter("mmsrarec_recommendations", "Answers by whether the ranker gave them.", both)
-        self._seconds = metrics.Histogram(
-            "mmsrarec_recommendation_seconds", "Time to an answer.", boundaries=list(_SECONDS), tag_keys=("bundle",)
+        # Ray's hint names one label and means any number
+        degraded: Any = ("bundle", "degraded")
+        outcome: Any = ("bundle", "outcome")
+        seconds: dict[str, Any] = {"boundaries": list(_SECONDS), "tag_keys": ("bundle",)}
+        share: dict[str, Any] = {"boundaries": list(_SHARES), "tag_keys": ("bundle",)}
+        self._answers = metrics.Counter(
+            "mmsrarec_recommendations", "Answers by whether the ranker gave them.", degraded
         )
-        self._retrieval = metrics.Histogram(
-            "mmsrarec_retrieval_seconds", "Of these, in the retriever.", boundaries=list(_SECONDS), tag_keys=("bundle",)
-        )
+        self._seconds = metrics.Histogram("mmsrarec_recommendation_seconds", "Time to an answer.", **seconds)
+        self._retrieval = metrics.Histogram("mmsrarec_retrieval_seconds", "Of these, in the retriever.", **seconds)
         self._scored = metrics.Counter("mmsrarec_candidates_scored", "Candidates the ranker scored.", ("bundle",))
         self._refused = metrics.Counter("mmsrarec_refused", "Requests told to come again.")
         self._events = metrics.Counter("mmsrarec_events", "Events by whether they were new.", ("outcome",))
@@ -33,6 +36,14 @@ class Metrics:
             "mmsrarec_event_lag_seconds", "From an event's own time to its arrival.", boundaries=list(_LAG_SECONDS)
         )
         self._items = metrics.Counter("mmsrarec_items_put", "Items put, by what became of them.", ("status",))
+        self._shadow = metrics.Counter("mmsrarec_shadow", "Answers the shadow was told of, by outcome.", outcome)
+        self._shadow_seconds = metrics.Histogram("mmsrarec_shadow_seconds", "Time to the shadow's scores.", **seconds)
+        self._concordance = metrics.Histogram(
+            "mmsrarec_shadow_concordance", "Share of the pairs of candidates in the same order.", **share
+        )
+        self._overlap = metrics.Histogram(
+            "mmsrarec_shadow_overlap", "Share of the answer that the shadow would show too.", **share
+        )
 
     def answered(self, bundle: str, seconds: float, scored: int, degraded: str | None) -> None:
         """bundle: the version that answered; degraded: why, None where it is not."""
@@ -53,6 +64,15 @@ class Metrics:
         _add(self._events, repeated, {"outcome": "repeated"})
         for seconds in lags:
             self._lag.observe(max(0.0, seconds))  # clocks differ
+
+    def shadow(self, bundle: str, outcome: str) -> None:
+        """bundle: the shadow's, as below; outcome: `compared`, or why it was not."""
+        self._shadow.inc(1, {"bundle": bundle, "outcome": outcome})
+
+    def shadow_compared(self, bundle: str, seconds: float, concordance: float, overlap: float) -> None:
+        self._shadow_seconds.observe(seconds, {"bundle": bundle})
+        self._concordance.observe(concordance, {"bundle": bundle})
+        self._overlap.observe(overlap, {"bundle": bundle})
 
     def item(self, status: str) -> None:
         self._items.inc(1, {"status": status})

@@ -197,6 +197,9 @@ class Models(_Body):
     trial: dict[str, Any] | None
     """The bundle that answers `trial_share` of the users, if there is one."""
     trial_share: float
+    shadow: dict[str, Any] | None
+    """The bundle that scores the answers of `shadow_share` of the users again, unseen, if there is one."""
+    shadow_share: float
     limits: Limits
     deadline_ms: int
     candidates: int

@@ -7,10 +7,12 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from starlette.background import BackgroundTasks
 
 from mmsrarec_ray.serve.finder import Candidate, Found, Wish
-from mmsrarec_ray.serve.lanes import Lane, in_trial
+from mmsrarec_ray.serve.lanes import LEAST_SECONDS, Lane, in_share, of_ray, within
 from mmsrarec_ray.serve.look import ItemView
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.refusal import Refused
@@ -29,13 +31,12 @@ from mmsrarec_ray.serve.schemas import (
     UsersPage,
     WhyOut,
 )
+from mmsrarec_ray.serve.shadow import Answered, Shadow
 from mmsrarec_ray.serve.store import CALL_SECONDS, Event, Item, Store, StoreUnavailable
 from mmsrarec_ray.settings import Serve
 
-Reason = Literal["late", "down", "busy", "changing"]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_LEAST_SECONDS = 0.001
 _PROBE_SECONDS = 2.0
 _PATIENCE_SECONDS = 10.0  # for what has no deadline of its own
 
@@ -48,12 +49,15 @@ class Service:
         settings: Serve,
         main: Lane,
         trial: Lane | None,
+        shadow: Lane | None,
         store: Store,
         summariser: Any,
         metrics: Metrics,
     ):
-        """main: what answers; trial: what answers a share of the users; summariser: a handle of Ray Serve."""
+        """main: what answers; trial: what answers a share of the users; shadow: what scores the answers of main again;
+        summariser: a handle of Ray Serve."""
         self.settings, self.main, self.trial, self.store, self.metrics = settings, main, trial, store, metrics
+        self.shadow = Shadow(settings, shadow, metrics) if shadow else None
         self._summariser = summariser
         self._in_flight = 0
 
@@ -73,8 +77,9 @@ class Service:
         wait = self.settings.retry_after_s
         return Refused(429, "busy", f"too many requests: come again in {wait} s.", {"Retry-After": str(wait)})
 
-    async def recommend(self, request: RecommendationRequest) -> Recommendations:
-        """Raises Refused where the retriever is late, down or busy, StoreUnavailable where the store is."""
+    async def recommend(self, request: RecommendationRequest, after: BackgroundTasks) -> Recommendations:
+        """after: what is done when the answer has been sent. Raises Refused where the retriever is late, down or busy,
+        StoreUnavailable where the store is."""
         began = time.monotonic()
         given = request.deadline_ms or self.settings.deadline_ms
         deadline = began + min(given, self.settings.deadline_ms) / 1000
@@ -85,10 +90,12 @@ class Service:
         asked = time.monotonic()
         found: Found = await self._asked(lane.retriever.find, wish, position, until=deadline)
         self.metrics.retrieved(found.bundle, time.monotonic() - asked)
-        scores, reason = None, None
+        scores, reason, session = None, None, _session(request)
         if request.ranked and found.candidates:
-            scores, reason = await self._scores(lane, found, self._session(request), position, deadline)
+            scores, reason = await lane.scores(found, session, position, deadline)
         items = await self._best(found.candidates, scores, request.k)
+        if self.shadow and scores and lane is self.main and self.shadow.follows(_who(request)):
+            after.add_task(self.shadow.follow, Answered.of(wish, found, scores, items, session, position))
         took = time.monotonic() - began
         self.metrics.answered(found.bundle, took, len(found.candidates) if scores else 0, reason)
         return Recommendations(
@@ -118,61 +125,22 @@ class Service:
         """What a deployment answers. Raises Refused (503, 429) where it cannot, in time."""
         from ray.serve.exceptions import BackPressureError
 
-        seconds = _PATIENCE_SECONDS if until is None else max(_LEAST_SECONDS, until - time.monotonic())
+        seconds = _PATIENCE_SECONDS if until is None else max(LEAST_SECONDS, until - time.monotonic())
         try:
-            return await _within(method.remote(*arguments), seconds)
+            return await within(method.remote(*arguments), seconds)
         except BackPressureError:
             self.metrics.refused()
             raise self.busy() from None
         except StoreUnavailable:  # its own, which could not read on
             raise
         except Exception as error:
-            if not _of_ray(error):
+            if not of_ray(error):
                 raise
             headers = {"Retry-After": str(self.settings.retry_after_s)}
             raise Refused(503, "unavailable", "the retriever does not answer in time.", headers) from None
 
-    async def _scores(
-        self, lane: Lane, found: Found, session: str, position: int, deadline: float
-    ) -> tuple[list[float] | None, Reason | None]:
-        """The ranker's scores of all candidates, or why there are none."""
-        from ray.serve.exceptions import BackPressureError
-
-        ids = [each.item_id for each in found.candidates]
-        left = deadline - time.monotonic()
-        if left <= _LEAST_SECONDS:
-            return None, "late"
-        if not lane.patience.try_it(time.monotonic()):
-            return None, "down"
-        # One user's requests go to one replica: its engine has read the user's part already.
-        ranker = lane.ranker.options(session_id=session)
-        try:
-            told = [each.evidence for each in found.candidates]
-            asked = ranker.score.remote(found.bundle, found.history, found.neighbours, ids, told, position)
-            scores = await _within(asked, left)
-        except BackPressureError:
-            return None, "busy"
-        except TimeoutError:
-            # A deadline that the caller made short tells nothing of the ranker.
-            if left >= self.settings.deadline_ms / 2000:
-                lane.patience.failed(time.monotonic())
-            return None, "late"
-        except Exception as error:
-            if not _of_ray(error):
-                raise
-            lane.patience.failed(time.monotonic())
-            return None, "down"
-        lane.patience.succeeded()
-        return scores, None if scores is not None else "changing"
-
     def _lane(self, request: RecommendationRequest) -> Lane:
-        """Who has no id is told by the first item of the history: it stays when the history grows."""
-        who = request.user_id if request.user_id is not None else (request.history or [""])[0]
-        return self.trial if self.trial and in_trial(who, self.settings.trial.share) else self.main
-
-    @staticmethod
-    def _session(request: RecommendationRequest) -> str:
-        return request.user_id if request.user_id is not None else "\n".join(request.history or ())
+        return self.trial if self.trial and in_share("trial", _who(request), self.settings.trial.share) else self.main
 
     async def _best(self, candidates: list[Candidate], scores: list[float] | None, k: int) -> list[Recommended]:
         """The k best, without what was deleted while they were worked out."""
@@ -210,9 +178,9 @@ class Service:
         """Durable when this returns, and with keywords if they came in time."""
         await _stored(CALL_SECONDS, self.store.put_item, item_id, title, text, image)
         try:
-            await _within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
+            await within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
         except Exception as error:
-            if not _of_ray(error):
+            if not of_ray(error):
                 raise  # else it goes on waiting: the summariser finds it by itself
         item = await _stored(CALL_SECONDS, self.store.item, item_id)
         assert item is not None
@@ -243,8 +211,8 @@ class Service:
         """Which parts answer. Without the ranker the service still does, degraded."""
         checks: dict[str, Callable[[], Awaitable[Any]]] = {
             "store": lambda: _stored(_PROBE_SECONDS, self.store.check),
-            "retriever": lambda: _within(self.main.retriever.ready.remote(), _PROBE_SECONDS),
-            "ranker": lambda: _within(self.main.ranker.ready.remote(), _PROBE_SECONDS),
+            "retriever": lambda: within(self.main.retriever.ready.remote(), _PROBE_SECONDS),
+            "ranker": lambda: within(self.main.ranker.ready.remote(), _PROBE_SECONDS),
         }
         outcomes = await asyncio.gather(*(check() for check in checks.values()), return_exceptions=True)
         return {name: not isinstance(each, BaseException) for name, each in zip(checks, outcomes, strict=True)}
@@ -259,22 +227,13 @@ async def _stored(seconds: float, call: Callable[_P, _T], *arguments: _P.args, *
         raise StoreUnavailable(f"the store does not answer within {seconds:g} s") from None
 
 
-async def _within(response: Any, seconds: float) -> Any:
-    """A deployment's answer; taken back where it does not come in time. Raises TimeoutError."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await response
-    except BaseException:
-        response.cancel()
-        raise
+def _who(request: RecommendationRequest) -> str:
+    """Who has no id is told by the first item of the history: it stays when the history grows."""
+    return request.user_id if request.user_id is not None else (request.history or [""])[0]
 
 
-def _of_ray(error: Exception) -> bool:
-    """Whether a deployment is late, gone or failed, rather than we ourselves."""
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import RayServeException
-
-    return isinstance(error, RayError | RayServeException | TimeoutError)
+def _session(request: RecommendationRequest) -> str:
+    return request.user_id if request.user_id is not None else "\n".join(request.history or ())
 
 
 def _time(event: EventIn, now: int) -> int:

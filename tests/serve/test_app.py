@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from mmsrarec_ray.serve.app import create_app
 from mmsrarec_ray.serve.deployments import RetrieverReplica, SummariserReplica
 from mmsrarec_ray.serve.finder import Finder
 from mmsrarec_ray.serve.keys import Keys
-from mmsrarec_ray.serve.lanes import Lane, in_trial
+from mmsrarec_ray.serve.lanes import Lane, in_share
 from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.serve.store import Store, open_store
 from tests.serve import world
@@ -63,8 +64,10 @@ class Handle:
 class Ranker:
     """Likes high numbers. It may be slow, or broken."""
 
-    def __init__(self) -> None:
-        self.seconds, self.error, self.asked, self.version = 0.0, None, 0, "v1"
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.seconds, self.error, self.asked = 0.0, None, 0
+        self.likes = 1.0  # -1: low numbers instead
         self.keywords: Any = (["red"], ["mug"])
 
     async def score(
@@ -76,7 +79,7 @@ class Ranker:
         await asyncio.sleep(self.seconds)
         if self.error:
             raise self.error
-        return [int(item[1:]) / 10 if item[1:].isdigit() else 0.95 for item in candidates]
+        return [self.likes * int(item[1:]) / 10 if item[1:].isdigit() else 0.95 for item in candidates]
 
     async def summarise(self, item: dict[str, Any]) -> tuple[list[str], list[str]]:
         if isinstance(self.keywords, Exception):
@@ -94,6 +97,8 @@ class Counted:
         self.reasons: list[str | None] = []
         self.refusals = 0
         self.lags: list[float] = []
+        self.shadowed: Counter[str] = Counter()
+        self.compared: list[tuple[float, float]] = []
 
     def answered(self, bundle: str, seconds: float, scored: int, reason: str | None) -> None:
         self.reasons.append(reason)
@@ -108,13 +113,21 @@ class Counted:
 
     def item(self, status: str) -> None: ...
 
+    def shadow(self, bundle: str, outcome: str) -> None:
+        assert bundle == "v3"
+        self.shadowed[outcome] += 1
+
+    def shadow_compared(self, bundle: str, seconds: float, concordance: float, overlap: float) -> None:
+        self.compared.append((concordance, overlap))
+
 
 class Served:
     """The application, a client, and what stands behind it."""
 
-    def __init__(self, client: httpx.AsyncClient, ranker: Handle, store: Store, metrics: Counted, app: Any):
-        self.client, self.handle, self.store, self.metrics, self.app = client, ranker, store, metrics, app
-        self.ranker: Ranker = ranker.replica
+    def __init__(self, client: httpx.AsyncClient, lanes: dict[str, Lane], store: Store, metrics: Counted, app: Any):
+        self.client, self.lanes, self.store, self.metrics, self.app = client, lanes, store, metrics, app
+        self.handle: Handle = lanes["main"].ranker
+        self.ranker: Ranker = self.handle.replica
 
     async def recommend(self, **wish: Any) -> dict[str, Any]:
         answer = await self.client.post("/v1/recommendations", json=wish)
@@ -136,23 +149,23 @@ class Served:
 async def served(monkeypatch: pytest.MonkeyPatch, url: str, *words: str) -> AsyncIterator[Served]:
     """An application with these settings on a store."""
     config = world.config(*words)
-    monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words))
-    ranker, store, metrics = Handle(Ranker()), open_store(url), Counted()
+    settings, store, metrics = config.serve, open_store(url), Counted()
+
+    def lane(version: str) -> Lane:
+        monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words, version=version))
+        retriever = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
+        return Lane(settings, {"version": version}, retriever, Handle(Ranker(version)))
+
+    named = {"trial": ("v2", settings.trial), "shadow": ("v3", settings.shadow)}
+    lanes = {"main": lane("v1")} | {name: lane(version) for name, (version, of) in named.items() if of.pipeline}
     summariser = SummariserReplica.__new__(SummariserReplica)
-    await SummariserReplica.__init__(summariser, url, ranker)
-    retriever = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
-    main, trial = Lane(config.serve, {"version": "v1"}, retriever, ranker), None
-    if config.serve.trial.pipeline:
-        monkeypatch.setattr(Finder, "load", lambda bundle: world.finder(*words, version="v2"))
-        other = Ranker()
-        other.version = "v2"
-        second = Handle(RetrieverReplica(None, url))  # type: ignore[arg-type]
-        trial = Lane(config.serve, {"version": "v2"}, second, Handle(other))
-    service = services.Service(config.serve, main, trial, store, Handle(summariser), metrics)  # type: ignore[arg-type]
+    await SummariserReplica.__init__(summariser, url, lanes["main"].ranker)
+    beside = lanes.get("trial"), lanes.get("shadow")
+    service = services.Service(settings, lanes["main"], *beside, store, Handle(summariser), metrics)  # type: ignore[arg-type]
     pictures: Any = SimpleNamespace(thumbnail=lambda item: b"png" if item == "i0" else None)
-    app = create_app(service, pictures, Keys(config.serve))
+    app = create_app(service, pictures, Keys(settings))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
-        yield Served(client, ranker, store, metrics, app)
+        yield Served(client, lanes, store, metrics, app)
     summariser._loop.cancel()
 
 
@@ -245,7 +258,7 @@ def test_a_ranker_of_another_bundle_is_not_mixed_in(serve: Callable[..., None]) 
 def test_a_share_of_the_users_is_answered_by_the_trial_always(serve: Callable[..., None]) -> None:
     async def scenario(s: Served) -> None:
         users = [f"user-{number}" for number in range(40)]
-        expected = {user: "v2" if in_trial(user, 0.3) else "v1" for user in users}
+        expected = {user: "v2" if in_share("trial", user, 0.3) else "v1" for user in users}
         assert set(expected.values()) == {"v1", "v2"}
         for _ in range(2):
             assert {user: (await s.recommend(user_id=user, k=1))["bundle"] for user in users} == expected
@@ -259,11 +272,14 @@ def test_a_share_of_the_users_is_answered_by_the_trial_always(serve: Callable[..
     serve(scenario, "serve.trial.pipeline=x", "serve.trial.share=0.3")
 
 
-def test_the_trials_share_is_a_share() -> None:
+def test_a_share_of_the_users_is_a_share() -> None:
     users = [f"u{number}" for number in range(4_000)]
     for share in (0.0, 0.1, 0.5, 1.0):
-        assert sum(in_trial(user, share) for user in users) / len(users) == pytest.approx(share, abs=0.03)
-    assert all(in_trial(user, 0.5) for user in users if in_trial(user, 0.1))  # a growing share keeps whom it has
+        assert sum(in_share("trial", user, share) for user in users) / len(users) == pytest.approx(share, abs=0.03)
+    tenth = [user for user in users if in_share("trial", user, 0.1)]
+    assert all(in_share("trial", user, 0.5) for user in tenth)  # a growing share keeps whom it has
+    both = sum(in_share("shadow", user, 0.5) for user in tenth)
+    assert both / len(tenth) == pytest.approx(0.5, abs=0.1)  # each purpose has its own
 
 
 def test_after_a_pause_one_request_tries() -> None:

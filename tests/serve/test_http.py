@@ -299,8 +299,8 @@ def test_degraded_answers_are_counted(service: Service) -> None:
     until(counted)
 
 
-# Of what these tests do not do, or only when others have run before: KubeRay, tuning, GPUs, failures of all kinds.
-_UNSEEN = re.compile("kuberay|tuning|gpus|failures|refused|items_put|error|unexpected_worker|ray_data_output")
+# Of what these tests do not do, or only before or after: KubeRay, tuning, GPUs, a shadow, failures of all kinds.
+_UNSEEN = re.compile("kuberay|tuning|gpus|shadow|failures|refused|items_put|error|unexpected_worker|ray_data_output")
 
 
 def test_a_prometheus_answers_every_panel_and_alert(service: Service, tmp_path: Path) -> None:
