@@ -18,7 +18,7 @@ from mmsrarec_ray.models.load import source
 from mmsrarec_ray.rank.catalogue import Shown
 from mmsrarec_ray.rank.evidence import EXPLAINED
 from mmsrarec_ray.rank.prompts import INSTRUCTIONS, Task, bullet, choice_lines, content, spoken_answers, user_lines
-from mmsrarec_ray.summarize.prompts import item_text
+from mmsrarec_ray.summarize.prompts import item_text, plain
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Asker:
     def user(self, history: np.ndarray | Sequence[int], neighbours: np.ndarray | Sequence[int]) -> str:
         """The part that all questions about a user share. Both hold numbers of items; history: the newest last."""
         shown = neighbours if self.config.rank.similar_users else ()
-        return user_lines(self.catalogue.lines(history), self.catalogue.lines(shown))
+        return user_lines(self._lines(history), self._lines(shown))
 
     def question(self, user: str, candidate: int, evidence: str = "", wording: int = 0) -> Question:
         """Whether the user chooses a candidate. user: as `user` gives it; evidence: what `Scale.lines` says of the
@@ -102,9 +102,13 @@ class Asker:
         except (ImageError, FileNotFoundError):
             return None
 
+    def _lines(self, numbers: np.ndarray | Sequence[int]) -> list[str]:
+        """What stands for some items, which may be their titles."""
+        return [plain(line, self.control_tokens) for line in self.catalogue.lines(numbers)]
+
     def _said(self, number: int) -> str:
         if self.form == "keywords":
-            [words] = self.catalogue.lines([number])
+            [words] = self._lines([number])
             return bullet(words) if words else ""
         return self._text(number)
 

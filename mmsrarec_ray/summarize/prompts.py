@@ -26,13 +26,18 @@ def instruction(has_image: bool, has_text: bool, max_keywords: int) -> str:
 def item_text(title: str | None, text: str | None, max_chars: int, control_tokens: Collection[str]) -> str:
     """An item's title and text as the prompt holds them, at most `max_chars` characters.
 
-    `control_tokens` (a tokenizer's special tokens) are taken out, so that no item can open a turn, close one
-    or claim a picture.
+    `control_tokens` (a tokenizer's special tokens) are taken out.
     """
     body = "\n".join(part.strip() for part in (title, text) if part and part.strip())
+    return plain(body, control_tokens)[:max_chars].strip()
+
+
+def plain(text: str, control_tokens: Collection[str]) -> str:
+    """A text with a space in the place of each control token, so that no item can open a turn, close one or claim a
+    picture. What stood around a token is not joined: it could be another."""
     for token in control_tokens:
-        body = body.replace(token, " ")
-    return body[:max_chars].strip()
+        text = text.replace(token, " ")
+    return text
 
 
 def user_content(text: str, has_image: bool, max_keywords: int, image: dict | None = None) -> list[dict]:
