@@ -202,6 +202,11 @@ def _check_across(config: Config) -> None:
             "serve.store: must hold no password, since settings are stored and shown. Put the address into an "
             f"environment variable and name that, as in env:MMSRAREC_STORE. Got {shown(config.serve.store)!r}."
         )
+    if config.serve.fetch.enabled and not config.serve.fetch.hosts:
+        problems.append(
+            "serve.fetch.hosts: must name the hosts that may be asked, since whoever puts items says which address is "
+            "fetched. Got ()."
+        )
     if config.serve.ingress.max_ongoing_requests <= config.serve.max_in_flight:
         problems.append(
             f"serve.ingress.max_ongoing_requests: must be above serve.max_in_flight ({config.serve.max_in_flight}), so "

@@ -62,16 +62,10 @@ async def _fetch_all(urls: list[str], rules: FetchRules) -> dict[str, bytes | Fe
 
     async def one(url: str) -> bytes | FetchError:
         async with free:
-            for attempt in range(rules.attempts):
-                try:
-                    return await fetch(client, url, rules)
-                except FetchUnavailable as error:
-                    if attempt + 1 == rules.attempts:
-                        return error
-                    await asyncio.sleep(2**attempt / 2)
-                except FetchError as error:
-                    return error
-        raise AssertionError("rules.attempts is at least 1")
+            try:
+                return await fetch_again(client, url, rules)
+            except FetchError as error:
+                return error
 
     async with new_client(rules) as client:
         return dict(zip(urls, await asyncio.gather(*map(one, urls)), strict=True))
@@ -123,6 +117,16 @@ async def fetch(client: aiohttp.ClientSession, url: str, rules: FetchRules) -> b
         raise FetchError(f"{url}: expected a web address: {error}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise FetchUnavailable(f"{url}: {error or type(error).__name__}") from None
+
+
+async def fetch_again(client: aiohttp.ClientSession, url: str, rules: FetchRules) -> bytes:
+    """As `fetch`, up to `rules.attempts` times where the server is silent or at fault."""
+    for attempt in range(rules.attempts - 1):
+        try:
+            return await fetch(client, url, rules)
+        except FetchUnavailable:
+            await asyncio.sleep(2**attempt / 2)
+    return await fetch(client, url, rules)
 
 
 async def _follow(client: aiohttp.ClientSession, url: str, rules: FetchRules) -> bytes:

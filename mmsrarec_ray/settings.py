@@ -45,24 +45,25 @@ class InteractionColumns(Settings):
 
 
 class Fetch(Settings):
-    """Pictures behind web addresses: `jobs/prepare.py` fetches each once and keeps its bytes in the dataset."""
+    """Pictures behind web addresses. Each is fetched once, and its bytes are kept."""
 
     enabled: bool = False
-    """Fetch them; else the addresses are kept and the items have no picture."""
+    """Fetch them; else `jobs/prepare.py` keeps the addresses and the items have no picture, and the service refuses
+    addresses."""
     hosts: tuple[str, ...] = ()
-    """Hosts that may be asked, `*.example.com` for all below one; empty: any."""
+    """Hosts that may be asked, `*.example.com` for all below one; empty: any, which the service does not allow."""
     schemes: Annotated[tuple[Literal["https", "http"], ...], Field(min_length=1)] = ("https",)
     """How they may be asked."""
     networks: tuple[Network, ...] = ()
     """Networks that may be asked though they are not public, such as 10.2.0.0/16."""
     seconds: PositiveFloat = 20
-    """For a picture, redirects and all; one that takes longer is a failure of its row."""
+    """For a picture, redirects and all; one that takes longer is a failure of its row, or a refusal."""
     redirects: NonNegativeInt = 3
     """Redirects that are followed; each is held to the same rules."""
     attempts: PositiveInt = 3
     """Times a picture is asked for where a server is silent or says that the fault is its own."""
     at_a_time: PositiveInt = 8
-    """Pictures that a task fetches at a time."""
+    """Pictures that a task, or an ingress replica, fetches at a time."""
 
 
 class Data(Settings):
@@ -738,6 +739,7 @@ class Serve(Settings):
     """The same for readers; null: anybody may read."""
     trial: Trial = Trial()
     shadow: Shadow = Shadow()
+    fetch: Fetch = Fetch(seconds=5, attempts=1)
     limits: Limits = Limits()
     ingress: Deployment = Deployment(max_ongoing_requests=128)
     retriever: Deployment = Deployment(cpus=0.3)

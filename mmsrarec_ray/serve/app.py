@@ -18,8 +18,9 @@ from starlette.exceptions import HTTPException
 
 from mmsrarec_ray import __version__
 from mmsrarec_ray.serve import schemas
+from mmsrarec_ray.serve.fetcher import Fetcher
 from mmsrarec_ray.serve.keys import Keys
-from mmsrarec_ray.serve.limits import check_events, check_id, check_recommendation, picture_of
+from mmsrarec_ray.serve.limits import check_events, check_id, check_item, check_picture, check_recommendation, decoded
 from mmsrarec_ray.serve.metrics import gathered
 from mmsrarec_ray.serve.middleware import BodyLimit, Headers
 from mmsrarec_ray.serve.pictures import Pictures
@@ -129,7 +130,14 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
 
 
 def _writing(service: Service) -> APIRouter:
-    routes, limits = APIRouter(), service.settings.limits
+    routes, limits, fetcher = APIRouter(), service.settings.limits, Fetcher(service.settings)
+
+    async def picture_of(item: schemas.ItemIn) -> bytes | None:
+        if item.image_uri:
+            content = await fetcher.fetch(item.image_uri)
+            await asyncio.to_thread(check_picture, content, limits)
+            return content
+        return await asyncio.to_thread(decoded, item.image, limits) if item.image else None
 
     @routes.post("/events", summary="Tell what users did or were shown")
     async def events(request: schemas.EventsRequest) -> schemas.EventsAnswer:
@@ -139,8 +147,9 @@ def _writing(service: Service) -> APIRouter:
     @routes.put("/items/{item_id:path}", summary="Add an item, or change one", response_model=schemas.ItemOut)
     async def put_item(item_id: ItemId, item: schemas.ItemIn, response: Response) -> schemas.ItemOut:
         check_id(item_id, limits)
-        content = await asyncio.to_thread(picture_of, item, limits)
+        check_item(item, limits)
         with service.admitted():
+            content = await picture_of(item)
             stored = await service.put_item(item_id, item.title, item.text, content)
         response.status_code = 202 if stored.status == "waiting" else 200
         return stored_item(stored)

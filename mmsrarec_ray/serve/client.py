@@ -62,11 +62,16 @@ class Client:
         return EventsAnswer.model_validate(self._call("POST", "events", body))
 
     def put_item(
-        self, item_id: str, title: str | None = None, text: str | None = None, image: bytes | None = None
+        self,
+        item_id: str,
+        title: str | None = None,
+        text: str | None = None,
+        image: bytes | None = None,
+        image_uri: str | None = None,
     ) -> ItemOut:
-        """image: an encoded picture."""
+        """image: an encoded picture; image_uri: its address, where the service fetches such."""
         encoded = None if image is None else base64.b64encode(image).decode()
-        body = ItemIn(title=title, text=text, image=encoded).model_dump()
+        body = ItemIn(title=title, text=text, image=encoded, image_uri=image_uri).model_dump()
         return ItemOut.model_validate(self._call("PUT", f"items/{quote(item_id)}", body))
 
     def item(self, item_id: str) -> ItemOut:

@@ -11,6 +11,7 @@ from mmsrarec_ray.serve.refusal import Refused
 from mmsrarec_ray.serve.schemas import EventIn, ItemIn, RecommendationRequest
 from mmsrarec_ray.settings import Limits
 
+_ADDRESS_CHARS = 2_000
 _THUMBNAIL = 32  # a picture is decoded this small to see that it can be
 
 
@@ -41,24 +42,33 @@ def check_id(value: str, limits: Limits) -> None:
     _at_most("characters in an id", len(value), limits.id_chars)
 
 
-def picture_of(item: ItemIn, limits: Limits) -> bytes | None:
-    """The encoded picture of an item that is put, None without one, decoded once to see that it can be. Raises Refused,
-    also where title or text are too long or there is nothing at all."""
+def check_item(item: ItemIn, limits: Limits) -> None:
+    """Raises Refused where title or text are too long, there is nothing at all, or a picture in two ways."""
     _at_most("characters in title", len(item.title or ""), limits.title_chars)
     _at_most("characters in text", len(item.text or ""), limits.text_chars)
-    if not item.image:
-        if not (item.title or "").strip() and not (item.text or "").strip():
-            raise Refused(422, "empty_item", "expected a title, a text or a picture, got neither.")
-        return None
+    _at_most("characters in image_uri", len(item.image_uri or ""), _ADDRESS_CHARS)
+    if item.image and item.image_uri:
+        raise Refused(422, "image_or_address", "expected either image or image_uri, got both.")
+    if not any(part and part.strip() for part in (item.title, item.text, item.image, item.image_uri)):
+        raise Refused(422, "empty_item", "expected a title, a text or a picture, got neither.")
+
+
+def decoded(image: str, limits: Limits) -> bytes:
+    """The encoded picture that base64 holds. Raises Refused."""
     try:
-        content = base64.b64decode(item.image, validate=True)
+        content = base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(422, "bad_picture", "image: expected an encoded picture in base64.") from None
+    check_picture(content, limits)
+    return content
+
+
+def check_picture(content: bytes, limits: Limits) -> None:
+    """Decodes it once to see that it can be. Raises Refused."""
     try:
         load_image({"image": content}, ImageLimits(limits.picture_bytes, limits.picture_pixels), _THUMBNAIL)
     except ImageError as error:
         raise Refused(422, "bad_picture", f"image: {error}") from None
-    return content
 
 
 def _at_most(what: str, got: int, most: int) -> None:

@@ -150,7 +150,9 @@ class ItemIn(_Body):
     title: Text | None = None
     text: Text | None = None
     image: str | None = None
-    """An encoded picture (PNG, JPEG, WebP), in base64. Addresses of pictures are not fetched."""
+    """An encoded picture (PNG, JPEG, WebP), in base64."""
+    image_uri: Text | None = None
+    """Instead, where it lies on the web: it is fetched once, where the service allows the host."""
 
 
 class ItemOut(_Body):

@@ -441,7 +441,14 @@ def test_a_wrong_wish_is_told_what_is_wrong(serve: Callable[..., None], body: di
         ("/v1/items/x", {"image": base64.b64encode(b"no picture").decode()}, "image: expected an encoded picture"),
         ("/v1/items/x", {"image": base64.b64encode(b"0" * 10_001).decode()}, "expected at most 10000 bytes, got 10001"),
         ("/v1/items/x", {"title": "t" * 1_001}, "expected at most 1000 characters in title, got 1001"),
-        ("/v1/items/x", {"title": "t", "image_uri": "http://10.0.0.1/x"}, "body.image_uri: Extra inputs"),
+        (
+            "/v1/items/x",
+            {"title": "t", "image_uri": "http://10.0.0.1/x"},
+            "image_uri: this service fetches no addresses",
+        ),
+        ("/v1/items/x", {"image_uri": " "}, "expected a title, a text or a picture, got neither"),
+        ("/v1/items/x", {"image": png(), "image_uri": "https://a/b"}, "expected either image or image_uri, got both"),
+        ("/v1/items/x", {"image_uri": "h" * 2_001}, "expected at most 2000 characters in image_uri, got 2001"),
         (f"/v1/items/{'x' * 21}", {"title": "t"}, "expected at most 20 characters in an id, got 21"),
     ],
 )
