@@ -17,3 +17,7 @@ class InputError(UsageError):
 
 class ArtefactError(UsageError):
     """An artefact is missing, unfinished, damaged or of a newer schema."""
+
+
+class LeaseError(UsageError):
+    """Another process writes into the same folder. The message names it."""

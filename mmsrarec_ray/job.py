@@ -26,6 +26,7 @@ from mmsrarec_ray import __version__
 from mmsrarec_ray.config import Config, known_keys, load
 from mmsrarec_ray.errors import UsageError
 from mmsrarec_ray.estimate.table import Estimates
+from mmsrarec_ray.lease import Lease, held
 from mmsrarec_ray.progress import said_about, said_as, say
 from mmsrarec_ray.store import MANIFEST, Artefact, FileEntry, Folder, Manifest, Run, code_fingerprint, fingerprint
 
@@ -165,14 +166,8 @@ def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manif
     for each in _closure(stage):
         step = _plan(each, run, steps)
         fresh = force and (each is stage or stage.force_all)
-        done = step.status != "up to date" or fresh
-        if done:
-            for artefact in step.inputs.values():
-                if artefact.folder.path not in trusted:
-                    artefact.verify(_checksums)
-            _make(step, fresh)
-            trusted |= {made.folder.path for made in (*step.inputs.values(), step.artefact) if made}
-        else:
+        done = (step.status != "up to date" or fresh) and _make(step, fresh, trusted)
+        if not done:
             say(f"{each.name}: up to date ({step.artefact.folder.path})")  # type: ignore[union-attr]
         steps[each.name] = replace(step, status="up to date")
     assert step.artefact is not None
@@ -186,21 +181,38 @@ def _announce(steps: Iterable[Planned], run: Run) -> None:
         step.stage.announce(step.artefact, run)
 
 
-def _make(step: Planned, fresh: bool) -> None:
-    """Run a stage and publish its result."""
+def _make(step: Planned, fresh: bool, trusted: set[str]) -> bool:
+    """Run a stage and publish its result; returns whether it had to, since another job may have done so meanwhile.
+
+    trusted: folders of artefacts that are known to be whole; the others that it reads are verified before, and added.
+    """
+    artefact = step.artefact
+    assert artefact is not None
+    with said_about(stage=step.stage.name), held(artefact.folder) as lease:
+        if artefact.published and not fresh:
+            return False
+        for each in step.inputs.values():
+            if each.folder.path not in trusted:
+                each.verify(_checksums)
+        step.stage.fresh = fresh
+        _publish(step, artefact, lease)
+        trusted |= {made.folder.path for made in (*step.inputs.values(), artefact)}
+    return True
+
+
+def _publish(step: Planned, artefact: Artefact, lease: Lease) -> None:
     from mmsrarec_ray.metrics import counted
 
-    stage, artefact = step.stage, step.artefact
-    assert artefact is not None
-    stage.fresh = fresh
-    with said_about(stage=stage.name):
-        say(f"{stage.name}: running")
-        began = time.perf_counter()
-        with _shown(stage.name), counted(stage.name):
-            outcome = stage.run(artefact.folder, step.inputs)
-        seconds = time.perf_counter() - began
-        artefact.publish(_manifest(step, outcome, seconds))
-        say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
+    stage = step.stage
+    say(f"{stage.name}: running")
+    began = time.perf_counter()
+    with _shown(stage.name), counted(stage.name):
+        outcome = stage.run(artefact.folder, step.inputs)
+    seconds = time.perf_counter() - began
+    manifest = _manifest(step, outcome, seconds)
+    lease.confirm()
+    artefact.publish(manifest)
+    say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
 
 
 class _Marks:

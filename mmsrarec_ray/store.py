@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -27,6 +28,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
 _LARGE = "dataset"
+_UNFINISHED = ".part"
 
 
 class FileEntry(BaseModel):
@@ -132,9 +134,10 @@ class Folder:
             with self.filesystem.open_output_stream(self.file(name)) as stream:
                 stream.write(content)
             return
-        with self.filesystem.open_output_stream(self.file(name + ".part")) as stream:
+        unfinished = self.file(f"{name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}")  # another process may write it too
+        with self.filesystem.open_output_stream(unfinished) as stream:
             stream.write(content)
-        self.filesystem.move(self.file(name + ".part"), self.file(name))
+        self.filesystem.move(unfinished, self.file(name))
 
     def download(self, local: Path) -> None:
         """Copy all files below into a folder of this machine."""
@@ -150,11 +153,14 @@ class Folder:
         """Paths of all files below, relative to this folder, sorted."""
         return sorted(self.entries())
 
-    def entries(self) -> dict[str, pafs.FileInfo]:
-        """Path below this folder -> size and times, of all files below: one listing, however many files."""
-        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return {posixpath.relpath(i.path, self.path): i for i in infos if i.type == pafs.FileType.File}
+    def entries(self, recursive: bool = True) -> dict[str, pafs.FileInfo]:
+        """Path below this folder -> size and times, of all files below that are whole: one listing, however many files.
+
+        recursive: else of those directly in this folder.
+        """
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        infos = [info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+        return {posixpath.relpath(i.path, self.path): i for i in infos if not i.path.endswith(_UNFINISHED)}
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted."""
