@@ -29,7 +29,7 @@ from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 PACKAGE = Path(mmsrarec_ray.__file__).parent
 CONFIG = load(None, ["data.format=shop", "run=/nowhere", "summarize.tuned=true"])
 # Settings stand in the fingerprint by their values; the others decide no score.
-BESIDE = {"config", "errors", "job", "metrics", "progress", "settings", "store"}
+BESIDE = {"config", "errors", "job", "lease", "metrics", "progress", "settings", "store"}
 
 
 def imports(module: str) -> set[str]:
