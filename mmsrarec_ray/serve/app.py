@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from mmsrarec_ray import __version__
 from mmsrarec_ray.serve import schemas
@@ -64,11 +65,22 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
     for routes, write in ((_reading(service, pictures), False), (_writing(service), True)):
         app.include_router(routes, prefix="/v1", dependencies=[Depends(allowed(write))], responses=_ERRORS)
     app.include_router(_operating(service))
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    _show_page(app)
     _handle_errors(app, service.settings.retry_after_s)
     app.add_middleware(Headers, more=_HEADERS)
     app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes)
     return app
+
+
+def _show_page(app: FastAPI) -> None:
+    """A route for each file: a folder at `/` would take what other routes must refuse, such as a wrong method."""
+    for file in PAGE.iterdir():
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        app.add_route(path, partial(_sent, file), include_in_schema=False)
+
+
+async def _sent(file: Path, request: Request) -> FileResponse:
+    return FileResponse(file)
 
 
 def _reading(service: Service, pictures: Pictures) -> APIRouter:
@@ -88,7 +100,14 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     ) -> schemas.ItemsPage:
         return await service.items(q, offset, limit)
 
-    @routes.get("/items/{item_id:path}/picture", summary="An item's picture, small", response_class=Response)
+    picture_type: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
+
+    @routes.get(
+        "/items/{item_id:path}/picture",
+        summary="An item's picture, small",
+        response_class=Response,
+        responses=picture_type,
+    )
     async def picture(item_id: ItemId) -> Response:
         check_id(item_id, limits)
         content = await asyncio.to_thread(pictures.thumbnail, item_id)
@@ -144,7 +163,11 @@ def _writing(service: Service) -> APIRouter:
         check_events(request.events, limits)
         return await service.add_events(request.events)
 
-    @routes.put("/items/{item_id:path}", summary="Add an item, or change one", response_model=schemas.ItemOut)
+    waiting: dict[int | str, dict[str, Any]] = {
+        202: {"model": schemas.ItemOut, "description": "It has no keywords yet"}
+    }
+
+    @routes.put("/items/{item_id:path}", summary="Add an item, or change one", responses=waiting)
     async def put_item(item_id: ItemId, item: schemas.ItemIn, response: Response) -> schemas.ItemOut:
         check_id(item_id, limits)
         check_item(item, limits)
@@ -214,8 +237,17 @@ def _handle_errors(app: FastAPI, retry_after_s: int) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # a body that is not even text
+            return _error(422, "invalid", str(error.detail))
         code = _CODES.get(error.status_code, "http_error")
-        return _error(error.status_code, code, str(error.detail), headers=error.headers)
+        headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
+        return _error(error.status_code, code, str(error.detail), headers=headers)
+
+
+def _methods(request: Request) -> str:
+    """How the path may be asked. Starlette would name the methods of one route, and a path may have several."""
+    there = (route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
+    return ", ".join(sorted({method for route in there for method in route.methods}))
 
 
 def _error(status: int, code: str, message: str, details: Sequence[Any] = (), headers: Any = None) -> JSONResponse:

@@ -20,7 +20,13 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class RecommendationRequest(_Body):
+class _Asked(_Body):
+    """What is sent to the service: nothing is taken for what it is not, such as "yes" for true."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class RecommendationRequest(_Asked):
     """Either a user or an anonymous history, the oldest item first."""
 
     model_config = ConfigDict(
@@ -48,7 +54,7 @@ class RecommendationRequest(_Body):
     ranked: bool = True
     """false: the order of retrieval, without the ranker."""
     deadline_ms: Annotated[int, Field(ge=1)] | None = None
-    """Answer by then; never later than the service's own deadline."""
+    """Wait for the ranker until then; never longer than the service's own deadline."""
 
 
 class CompanionOut(_Body):
@@ -105,7 +111,7 @@ class Recommendations(_Body):
     items: list[Recommended]
 
 
-class EventIn(_Body):
+class EventIn(_Asked):
     """Something a user did or was shown. The same event may be sent again: it counts once."""
 
     event_id: Id
@@ -121,7 +127,7 @@ class EventIn(_Body):
     bundle: Id | None = None
 
 
-class EventsRequest(_Body):
+class EventsRequest(_Asked):
     """All are kept, or none."""
 
     model_config = ConfigDict(
@@ -140,7 +146,7 @@ class EventsAnswer(_Body):
     """How many were known by their id."""
 
 
-class ItemIn(_Body):
+class ItemIn(_Asked):
     """At least a title, a text or a picture."""
 
     model_config = ConfigDict(

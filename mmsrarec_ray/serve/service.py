@@ -78,17 +78,19 @@ class Service:
         return Refused(429, "busy", f"too many requests: come again in {wait} s.", {"Retry-After": str(wait)})
 
     async def recommend(self, request: RecommendationRequest, after: BackgroundTasks) -> Recommendations:
-        """after: what is done when the answer has been sent. Raises Refused where the retriever is late, down or busy,
-        StoreUnavailable where the store is."""
+        """The store and the retriever, without which there is no answer, have the service's deadline, the ranker the
+        request's own. after: what is done when the answer has been sent.
+
+        Raises Refused where the retriever is late, down or busy, StoreUnavailable where the store is."""
         began = time.monotonic()
-        given = request.deadline_ms or self.settings.deadline_ms
-        deadline = began + min(given, self.settings.deadline_ms) / 1000
-        later, position = await _stored(deadline - began, self._known, request)
+        most, given = self.settings.deadline_ms, request.deadline_ms or self.settings.deadline_ms
+        until, deadline = (began + each / 1000 for each in (most, min(given, most)))
+        later, position = await _stored(until - began, self._known, request)
         count = max(request.k, self.settings.candidates)
         wish = Wish(request.user_id, later, request.candidates, count, request.exclude, request.keywords)
         lane = self._lane(request)
         asked = time.monotonic()
-        found: Found = await self._asked(lane.retriever.find, wish, position, until=deadline)
+        found: Found = await self._asked(lane.retriever.find, wish, position, until=until)
         self.metrics.retrieved(found.bundle, time.monotonic() - asked)
         scores, reason, session = None, None, _session(request)
         if request.ranked and found.candidates:

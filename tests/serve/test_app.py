@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from ray.exceptions import RayActorError
 
 from mmsrarec_ray.config import load
 from mmsrarec_ray.errors import ConfigError
@@ -88,6 +89,17 @@ class Ranker:
 
     async def ready(self) -> bool:
         return True
+
+
+class Dead:
+    """A retriever whose process is gone, after a while."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds = seconds
+
+    async def find(self, *wished: Any) -> Any:
+        await asyncio.sleep(self.seconds)
+        raise RayActorError()
 
 
 class Counted:
@@ -207,7 +219,6 @@ def test_the_rankers_order_is_answered_with_scores_and_reasons(serve: Callable[.
 def test_without_the_ranker_the_order_of_retrieval_is_answered(
     serve: Callable[..., None], broken: str, reason: str
 ) -> None:
-    from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError
 
     async def scenario(s: Served) -> None:
@@ -221,6 +232,37 @@ def test_without_the_ranker_the_order_of_retrieval_is_answered(
         assert s.metrics.reasons == [reason]
 
     serve(scenario, "serve.deadline_ms=200")
+
+
+def test_who_cannot_wait_gets_the_order_of_retrieval(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        answer = await s.recommend(history=["i0", "i1"], k=2, deadline_ms=1)
+        assert [item["item_id"] for item in answer["items"]] == ["i3", "i2"]
+        assert (answer["degraded_reason"], s.ranker.asked) == ("late", 0)
+
+    serve(scenario)
+
+
+def test_wrong_methods_are_told_the_right_ones(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        for path, allowed in (("/v1/recommendations", "POST"), ("/v1/items/x", "DELETE, GET, PUT"), ("/", "GET, HEAD")):
+            answer = await s.client.patch(path)
+            assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+    serve(scenario)
+
+
+def test_nothing_is_taken_for_what_it_is_not(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        for wrong in (
+            {"ranked": "yes"},
+            {"k": "3"},
+            {"k": True},
+            {"user_id": "a", "history": None, "deadline_ms": "1"},
+        ):
+            await s.refused(422, "POST", "/v1/recommendations", json={"user_id": "a"} | wrong)
+
+    serve(scenario)
 
 
 def test_a_ranker_that_is_down_is_not_waited_for_again_and_again(serve: Callable[..., None]) -> None:
@@ -388,8 +430,6 @@ def test_an_item_that_cannot_be_read_says_why(serve: Callable[..., None]) -> Non
 
 
 def test_an_item_waits_for_a_ranker_that_is_down_and_is_read_later(serve: Callable[..., None]) -> None:
-    from ray.exceptions import RayActorError
-
     async def scenario(s: Served) -> None:
         s.ranker.keywords = RayActorError()
         made = await s.client.put("/v1/items/x", json={"title": "Mug"})
@@ -485,7 +525,8 @@ def test_a_long_body_is_refused_whether_it_says_so_or_not(serve: Callable[..., N
             error = await s.refused(413, "POST", "/v1/events", content=content)
             assert error["code"] == "body_too_large"
         await s.refused(413, "POST", "/v1/events", content=b"", headers={"Content-Length": "-1"})
-        await s.refused(422, "POST", "/v1/events", content=b"not JSON")
+        for content in (b"not JSON", b"\xff"):
+            await s.refused(422, "POST", "/v1/events", content=content)
 
     serve(scenario, *LIMITS)
 

@@ -14,17 +14,10 @@ from ray.serve.exceptions import BackPressureError
 
 from mmsrarec_ray.serve.lanes import in_share
 from mmsrarec_ray.serve.shadow import concordance, overlap
-from tests.serve.test_app import Ranker, Served, serve  # noqa: F401 - the fixture
+from tests.serve.test_app import Dead, Ranker, Served, serve  # noqa: F401 - the fixture
 
 ALL = ("serve.shadow.pipeline=x", "serve.shadow.share=1")
 WISH = {"history": ["i0", "i1"], "k": 3}
-
-
-class Dead:
-    """A retriever whose process is gone."""
-
-    async def find(self, *wished: Any) -> Any:
-        raise RayActorError()
 
 
 def shadow(s: Served) -> Ranker:
