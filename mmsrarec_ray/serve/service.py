@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.background import BackgroundTasks
 
 from mmsrarec_ray.serve.finder import Candidate, Found, Wish
-from mmsrarec_ray.serve.lanes import LEAST_SECONDS, Lane, in_share, of_ray, within
+from mmsrarec_ray.serve.lanes import LEAST_SECONDS, Lane, in_share, of_ray, reason_of, within
 from mmsrarec_ray.serve.look import ItemView
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.refusal import Refused
@@ -88,9 +88,8 @@ class Service:
         later, position = await _stored(until - began, self._known, request)
         count = max(request.k, self.settings.candidates)
         wish = Wish(request.user_id, later, request.candidates, count, request.exclude, request.keywords)
-        lane = self._lane(request)
         asked = time.monotonic()
-        found: Found = await self._asked(lane.retriever.find, wish, position, until=until)
+        lane, found = await self._found(self._lane(request), wish, position, until)
         self.metrics.retrieved(found.bundle, time.monotonic() - asked)
         scores, reason, session = None, None, _session(request)
         if request.ranked and found.candidates:
@@ -112,6 +111,17 @@ class Service:
             took_ms=round(took * 1000, 2),
             items=items,
         )
+
+    async def _found(self, lane: Lane, wish: Wish, position: int, until: float) -> tuple[Lane, Found]:
+        """What retrieval finds, and who did: where a trial does not in half of the time, main does. Serve takes a trial
+        away before it replaces the ingress that asks it."""
+        if lane is not self.main:
+            half = max(LEAST_SECONDS, (until - time.monotonic()) / 2)
+            try:
+                return lane, await within(lane.retriever.find.remote(wish, position), half)
+            except Exception as error:
+                reason_of(error)  # raises what is our own
+        return self.main, await self._asked(self.main.retriever.find, wish, position, until=until)
 
     def _known(self, request: RecommendationRequest) -> tuple[list[str], int]:
         """The history that the store or the request tells, and the store's place."""

@@ -314,6 +314,20 @@ def test_a_share_of_the_users_is_answered_by_the_trial_always(serve: Callable[..
     serve(scenario, "serve.trial.pipeline=x", "serve.trial.share=0.3")
 
 
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_users_of_a_trial_that_is_gone_are_answered_by_the_first_bundle(
+    serve: Callable[..., None], seconds: float
+) -> None:
+    async def scenario(s: Served) -> None:
+        assert (await s.recommend(user_id="ann", k=2))["bundle"] == "v2"
+        s.lanes["trial"].retriever.replica = Dead(seconds)
+        answer = await s.recommend(user_id="ann", k=2)
+        assert (answer["bundle"], answer["ranked"], len(answer["items"])) == ("v1", True, 2)
+        assert s.metrics.refusals == 0
+
+    serve(scenario, "serve.trial.pipeline=x", "serve.trial.share=1", "serve.deadline_ms=4000")
+
+
 def test_a_share_of_the_users_is_a_share() -> None:
     users = [f"u{number}" for number in range(4_000)]
     for share in (0.0, 0.1, 0.5, 1.0):
