@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from score import ITEMS, catalogue
 
-from benchmarks.score import ITEMS, catalogue
 from mmsrarec_ray.adapters import load_base, lora_config, take_facts, training_arguments
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log, Sequences

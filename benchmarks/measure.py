@@ -1,0 +1,124 @@
+"""What benchmarks share: jobs run under a watch on memory and processor time, catalogues, figures that are kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmsrarec_ray.data.shop.generate import item_row, shop_of
+
+ROOT = Path(__file__).parents[1]
+ROLES = {  # what a process is, by how its command line begins
+    "VLLM::EngineCore": "engine core",
+    "ray::MapWorker(MapBatches(vLLM": "engine frontend",
+    "ray::MapWorker(MapBatches(_Render": "renderer",
+    "ray::": "other workers",
+}
+ROWS_PER_FILE = 5_000
+SHARE = 100  # one item of so many is changed
+Measured = dict[str, Any]
+
+
+class Watch(threading.Thread):
+    """Highest memory in MiB and seconds of processor time, by role, of this process's children while it runs.
+
+    Memory is resident memory that is shared with nobody; Ray's object store, which is shared, is counted apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.memory: dict[str, float] = defaultdict(float)
+        self._seconds: dict[tuple[str, int], float] = {}
+        self._over = threading.Event()
+        self._before = shutil.disk_usage("/dev/shm").used
+
+    def run(self) -> None:
+        while not self._over.wait(1):
+            now: dict[str, float] = defaultdict(float)
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    command, memory, times = process.cmdline(), process.memory_info(), process.cpu_times()
+                except psutil.Error:  # it has just ended
+                    continue
+                name = role(command)
+                now[name] += (memory.rss - memory.shared) / 2**20
+                self._seconds[name, process.pid] = times.user + times.system
+            now["object store"] = (shutil.disk_usage("/dev/shm").used - self._before) / 2**20
+            for name, held in now.items():
+                self.memory[name] = max(self.memory[name], held)
+
+    def end(self) -> Measured:
+        self._over.set()
+        self.join()
+        seconds: dict[str, float] = defaultdict(float)
+        for (name, _), spent in self._seconds.items():
+            seconds[name] += spent
+        return {"memory_mib": {k: round(v) for k, v in self.memory.items()}, "cpu_seconds": dict(seconds)}
+
+
+def role(command: list[str]) -> str:
+    line = " ".join(command)
+    for beginning, name in ROLES.items():
+        if line.startswith(beginning):
+            return name
+    return "driver" if "jobs/" in line else "Ray itself"
+
+
+def write_catalogue(folder: Path, size: int, changed: bool = False) -> None:
+    """So many items of the drawn shop; `changed`: one of a hundred has another title."""
+    if (folder / "complete").exists():
+        return
+    shop = shop_of(0, max(size, 1200))
+    (folder / "items").mkdir(parents=True, exist_ok=True)
+    for first in range(0, size, ROWS_PER_FILE):
+        rows = [item_row(shop, number) for number in range(first, min(first + ROWS_PER_FILE, size))]
+        for row in rows[::SHARE] if changed else []:
+            row["title"] = f"{row['title'] or ''} again".strip()
+        pq.write_table(pa.Table.from_pylist(rows), folder / "items" / f"{first:08}.parquet", row_group_size=500)
+    (folder / "complete").touch()
+
+
+def run_job(name: str, words: list[str]) -> Measured:
+    """Seconds that a job takes from its start to its end, memory in MiB and processor seconds by kind of process."""
+    watch, began = Watch(), time.perf_counter()
+    watch.start()
+    command = [sys.executable, f"jobs/{name}.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    measured = watch.end()
+    if done.returncode:
+        raise RuntimeError(f"jobs/{name}.py failed:\n{done.stderr[-2000:]}")
+    return {"wall_seconds": round(seconds, 2), **measured}
+
+
+class Report:
+    """The figures, kept after each part, so that a run that was stopped goes on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.parts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def part(self, name: str, measure: Callable[..., Measured], *arguments: Any) -> Measured:
+        if name not in self.parts:
+            print(f"measuring: {name}", file=sys.stderr, flush=True)
+            self.parts[name] = measure(*arguments)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
+        return self.parts[name]
+
+
+def table(heading: str, rows: list[list[str]]) -> None:
+    print(f"\n| {heading} |\n|" + "---|" * (heading.count(" | ") + 1))
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
