@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mmsrarec_ray.addresses import holds_password, shown
+from mmsrarec_ray.addresses import holds_password, names_secret, shown
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.settings import (
     Build,
@@ -182,9 +182,43 @@ def _tuning_problems(config: Config) -> list[str]:
     return problems
 
 
+def _strings(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text among the settings, with its dotted key."""
+    if isinstance(node, str):
+        yield prefix, node
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            yield from _strings(value, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(node, tuple):
+        for number, value in enumerate(node):
+            yield from _strings(value, f"{prefix}.{number}")
+
+
+def _secret_problems(config: Config) -> list[str]:
+    """Secrets in addresses, and variables of the engine that are called so."""
+    problems = []
+    for key, value in _strings(config.model_dump()):
+        if key == "serve.store" and holds_password(value):
+            problems.append(
+                "serve.store: must hold no password, since settings are stored and shown. Put the address into an "
+                f"environment variable and name that, as in env:MMSRAREC_STORE. Got {shown(value)!r}."
+            )
+        elif holds_password(value):
+            problems.append(
+                f"{key}: must hold no password, key or token, since settings are stored and shown. Put them into the "
+                f"environment of the nodes (docs/operations.md). Got {shown(value)!r}."
+            )
+    for name in filter(names_secret, config.engine.env):
+        problems.append(
+            f"engine.env.{name}: must not hold a secret, since settings are stored and shown. Put it into the "
+            "environment of the nodes, which engines inherit."
+        )
+    return problems
+
+
 def _check_across(config: Config) -> None:
     """Rules that join several settings."""
-    problems = []
+    problems = _secret_problems(config)
     if config.data.format != "shop" and not config.data.path:
         problems.append(f"data.path: must be set for data.format '{config.data.format}'.")
     if config.build.cache is not None and not Path(config.build.cache).is_absolute():
@@ -197,11 +231,6 @@ def _check_across(config: Config) -> None:
     for key in ("validation", "test"), ("item_validation", "item_test"):
         if sum(getattr(config.split, name) for name in key) >= 1:
             problems.append(f"split.{key[0]} + split.{key[1]}: must leave a share to train on.")
-    if config.serve.store is not None and holds_password(config.serve.store):
-        problems.append(
-            "serve.store: must hold no password, since settings are stored and shown. Put the address into an "
-            f"environment variable and name that, as in env:MMSRAREC_STORE. Got {shown(config.serve.store)!r}."
-        )
     if config.serve.fetch.enabled and not config.serve.fetch.hosts:
         problems.append(
             "serve.fetch.hosts: must name the hosts that may be asked, since whoever puts items says which address is "

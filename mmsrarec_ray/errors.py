@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from mmsrarec_ray.addresses import without_secrets
+
 
 class UsageError(Exception):
-    """The user can mend this: a setting, a path or the data. Jobs print the message alone and exit with 2."""
+    """The user can mend this: a setting, a path or the data. Jobs print the message alone and exit with 2.
+
+    Passwords in addresses that the message quotes are left out of it.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(UsageError):

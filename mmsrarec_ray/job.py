@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import yaml
 
 from mmsrarec_ray import __version__
+from mmsrarec_ray.addresses import without_secrets
 from mmsrarec_ray.config import Config, known_keys, load
 from mmsrarec_ray.errors import UsageError
 from mmsrarec_ray.estimate.table import Estimates
@@ -437,8 +438,8 @@ def _reason(error: Exception) -> str:
     import ray
 
     if isinstance(error, ray.exceptions.RayTaskError):
-        return ": ".join(_in_task(error))
-    return f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        return without_secrets(": ".join(_in_task(error)))
+    return without_secrets(f"{type(error).__name__}: {str(error).strip() or 'no message'}")
 
 
 def _parser(stage_class: type[Stage]) -> argparse.ArgumentParser:

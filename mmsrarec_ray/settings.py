@@ -191,7 +191,7 @@ class Engine(Settings):
     kv_cache_gib: PositiveInt = 1
     """KV cache on a CPU; on a GPU vLLM takes what is left."""
     env: dict[str, str] = {}
-    """Environment of the engine's processes. Not for secrets: it is stored with the artefact."""
+    """Environment of the engine's processes. It is stored with the artefact, so names of secrets are refused."""
 
 
 class Summarize(Settings):
