@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import table
 from score import Work, alone, catalogue, drawn
 
 from mmsrarec_ray.config import Config, load
@@ -146,20 +147,22 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     fixed = ["data.format=shop", "run=/nowhere", "rank.candidate=keywords", *options.settings]
     config = load(None, fixed)
-    report: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "rows": []}
-    print("| list | way | inferences | tokens read | of these cached | said | seconds a list | lists/s, all at once |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    for length in options.candidates:
-        work = drawn(options.users + 1, length, (options.history, config.retrieve.neighbours))
-        for way in WAYS:
-            found = alone(costs, config, options.adapter, work, way, options.block, options.tokens)
-            report["rows"].append({"candidates": length, "way": way, **found})
-            cost, users = found["alone"], options.users
-            counted = [f"{cost[name] / users:.1f}" for name in ("inferences", "read", "cached", "said")]
-            rates = f"{cost['seconds'] / users:.3f} | {users / found['together']['seconds']:.1f}"
-            print(f"| {length} | {way} | {' | '.join(counted)} | {rates} |", flush=True)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(report, indent=2) + "\n")
+    found = {
+        (length, way): alone(costs, config, options.adapter, work, way, options.block, options.tokens)
+        for length in options.candidates
+        for work in [drawn(options.users + 1, length, (options.history, config.retrieve.neighbours))]
+        for way in WAYS
+    }
+    rows = []
+    for (length, way), measured in found.items():
+        cost, users = measured["alone"], options.users
+        counted = [f"{cost[name] / users:.1f}" for name in ("inferences", "read", "cached", "said")]
+        rates = [f"{cost['seconds'] / users:.3f}", f"{users / measured['together']['seconds']:.1f}"]
+        rows.append([f"{length}", way, *counted, *rates])
+    table("list | way | inferences | tokens read | of these cached | said | seconds a list | lists/s at once", rows)
+    told = [{"candidates": length, "way": way, **measured} for (length, way), measured in found.items()]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"machine": platform.machine(), "cpus": os.cpu_count(), "rows": told}) + "\n")
 
 
 if __name__ == "__main__":
