@@ -30,6 +30,7 @@ from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
 from mmsrarec_ray.models.engine import engine_resources, require_folder
 from mmsrarec_ray.models.load import engine_identity
+from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale
 from mmsrarec_ray.rank.stage import TuneRecommender
@@ -37,7 +38,7 @@ from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import Fusion as FusionSettings
 from mmsrarec_ray.settings import FusionContent as FusionContentSettings
-from mmsrarec_ray.store import Artefact, Folder, Run, source_fingerprint
+from mmsrarec_ray.store import Artefact, Folder, Run, code_fingerprint, fingerprint, source_fingerprint
 from mmsrarec_ray.summarize.stage import Summarize
 
 OURS = ("mmsrarec", "mmsrarec+retrieval", "mmsrarec+fusion", "mmsrarec+fusion_content")
@@ -208,8 +209,8 @@ class MmsraRecRecipe(RetrievalRecipe):
 
     code: tuple[str, ...] = (
         *RetrievalRecipe.code,
-        *("methods/mmsrarec", "rank/score", "rank/ask", "rank/catalogue", "rank/evidence", "rank/prompts"),
-        *("models/engine", "models/load", "summarize/prompts", "data/images", "data/frames"),
+        *("methods/mmsrarec", "rank/score", "rank/answers", "rank/ask", "rank/catalogue", "rank/evidence"),
+        *("rank/prompts", "models/engine", "models/load", "summarize/prompts", "data/images", "data/frames"),
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 
@@ -240,8 +241,15 @@ class MmsraRecRecipe(RetrievalRecipe):
         catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, c.rank.candidate, c.rank.said)
         retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
         seconds = sum(inputs[name].manifest.seconds for name in needs)
-        recommender = inputs["recommender"].folder
-        return MmsraRec(c, catalogue, retrieval, Scale.read(recommender), (recommender / ADAPTER).path, seconds)
+        recommender, answers = inputs["recommender"].folder, self.answers(inputs)
+        adapter = (recommender / ADAPTER).path
+        return MmsraRec(c, catalogue, retrieval, Scale.read(recommender), adapter, seconds, answers)
+
+    def answers(self, inputs: dict[str, Artefact]) -> Answers:
+        """Those of the same model, asked in the same way about the same items."""
+        made_from = {name: inputs[name].manifest.digest for name in ("dataset", "keywords", "recommender")}
+        decides = [self.settings, code_fingerprint(self.code), self.engine(), made_from]
+        return Answers(Run.at(self.config.run).folder / "answers" / fingerprint(decides))
 
 
 class BlendRecipe(MmsraRecRecipe):
@@ -249,7 +257,7 @@ class BlendRecipe(MmsraRecRecipe):
 
     def __init__(self, name: str, config: Config):
         super().__init__(name, config)
-        self.other = recipe_of(name.partition("+")[2], config)
+        self.ours, self.other = MmsraRecRecipe("mmsrarec", config), recipe_of(name.partition("+")[2], config)
         self.code = (*MmsraRecRecipe.code, "methods/blend", "data/negatives", *self.other.code)
         self.libraries = tuple(dict.fromkeys((*MmsraRecRecipe.libraries, *self.other.libraries)))
 
@@ -262,8 +270,8 @@ class BlendRecipe(MmsraRecRecipe):
         return super().settings | {"blend": self.config.methods.blend.model_dump(), "other": self.other.settings}
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Blend:
-        other = self.other.build(seed, log, inputs)
-        return Blend(self.name, self.config.methods.blend, seed, other, super().build(seed, log, inputs))
+        ours, other = self.ours.build(seed, log, inputs), self.other.build(seed, log, inputs)
+        return Blend(self.name, self.config.methods.blend, seed, other, ours)
 
 
 class OracleRecipe(Recipe):

@@ -31,7 +31,8 @@ class Blend(MmsraRec):
 
     def __init__(self, name: str, settings: BlendSettings, seed: int, other: Method, ours: MmsraRec):
         """other, ours: not yet fitted."""
-        super().__init__(ours.config, ours.catalogue, ours.retrieval, ours.scale, ours.adapter, ours.earlier_seconds)
+        seconds, answers = ours.earlier_seconds, ours.answers
+        super().__init__(ours.config, ours.catalogue, ours.retrieval, ours.scale, ours.adapter, seconds, answers)
         self.name, self.settings, self.seed, self.other = name, settings, seed, other
         self.made_seconds = ours.earlier_seconds
 

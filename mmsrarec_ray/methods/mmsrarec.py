@@ -11,6 +11,7 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method, best, chunk_of, masked
 from mmsrarec_ray.methods.retrieval import Retrieval
+from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale, Signs
 from mmsrarec_ray.rank.score import score
@@ -47,11 +48,17 @@ class MmsraRec(Method):
         scale: Scale,
         adapter: str | None,
         seconds: float,
+        answers: Answers | None = None,
     ):
         """scale: levels of evidence, as the adapter learnt them; adapter: the local folder of the recommender's
-        adapter, None for the model as it is; seconds: that the making of keywords, retriever and adapter took."""
+        adapter, None for the model as it is; seconds: that the making of keywords, retriever and adapter took;
+        answers: what this model said of this catalogue before."""
         self.config, self.catalogue, self.retrieval, self.adapter = config, catalogue, retrieval, adapter
-        self.scale, self.earlier_seconds = scale, seconds
+        self.scale, self.earlier_seconds, self.answers = scale, seconds, answers
+
+    @property
+    def spared_seconds(self) -> float:
+        return self.answers.spared_seconds if self.answers else 0.0
 
     def learn(self, dataset: Dataset) -> None:
         self.retrieval.fit(dataset)
@@ -97,9 +104,8 @@ class MmsraRec(Method):
 
     def _ask(self, queries: Queries, candidates: list[np.ndarray]) -> list[np.ndarray]:
         told = self.told(queries, candidates)
-        return score(
-            self.config, self.catalogue, self.adapter, told.histories, told.neighbours, candidates, told.evidence
-        )
+        asked = (told.histories, told.neighbours, candidates, told.evidence)
+        return score(self.config, self.catalogue, self.adapter, *asked, self.answers)
 
     def told(self, queries: Queries, candidates: list[np.ndarray]) -> Told:
         """What the model is told of each query. candidates: numbers of items, an array for each."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables
 from mmsrarec_ray.models.engine import ERROR, adapter_arguments, asked, engine_cpus, engines_heard, require_cpus
 from mmsrarec_ray.progress import Progress
+from mmsrarec_ray.rank.answers import Answers, Keeper, keys_of
 from mmsrarec_ray.rank.ask import Asker, p_yes
 from mmsrarec_ray.rank.catalogue import Catalogue
 
@@ -28,6 +30,7 @@ _TASK = pa.schema(
         pa.field("row", pa.int64()),
         pa.field("history", pa.list_(pa.int64())),  # items by number, the newest last
         pa.field("neighbours", pa.list_(pa.int64())),  # what similar users chose next, the most similar first
+        pa.field("columns", pa.list_(pa.int64())),  # places of the candidates in the user's list
         pa.field("candidates", pa.list_(pa.int64())),
         pa.field("evidence", pa.list_(pa.string())),  # what is said of each candidate
     ]
@@ -42,22 +45,56 @@ def score(
     neighbours: Sequence[np.ndarray],
     candidates: Sequence[np.ndarray],
     evidence: Sequence[list[str]],
+    answers: Answers | None = None,
 ) -> list[np.ndarray]:
     """Scores in [0, 1] of each user's candidates: float64 (c,) each.
 
     histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`; evidence: what
     is said of each of the candidates, as `Scale.lines` gives it;
-    adapter: the local folder of a LoRA adapter, None for the model as it is. Ray must be connected. Raises
-    RuntimeError with the engine's message where a candidate could not be scored, InputError where a question does not
-    fit the model, ConfigError where the cluster is too small.
+    adapter: the local folder of a LoRA adapter, None for the model as it is; answers: of this model, settings and
+    catalogue: what is found there is not asked again (no engine starts where that is all), and what is asked is added.
+    Ray must be connected. Raises RuntimeError with the engine's message where a candidate could not be scored,
+    InputError where a question does not fit the model, ConfigError where the cluster is too small.
     """
-    if not candidates:
-        return []
+    keys = [keys_of(*each) for each in zip(histories, neighbours, candidates, evidence, strict=True)]
+    found = answers.find(keys) if answers else [np.full(len(each), math.nan) for each in candidates]
+    columns = [np.flatnonzero(np.isnan(each)) for each in found]
+    tasks = [
+        dict(zip(_TASK.names, (row, history, near, asked, items[asked], [said[place] for place in asked]), strict=True))
+        for row, (history, near, asked, items, said) in enumerate(
+            zip(histories, neighbours, columns, candidates, evidence, strict=True)
+        )
+        if len(asked)
+    ]
+    if not tasks:
+        return found
+    table, total = pa.Table.from_pylist(tasks, _TASK), sum(map(len, columns))
+    progress, done = Progress("score", total, "candidates"), 0
+    with engines_heard(), Keeper(answers) as keeper:
+        for part in _asked(config, catalogue, adapter, table, max(1, total // _REQUESTS)):
+            for row, column, value in zip(part.rows, part.columns, part.scores, strict=True):
+                found[row][column] = value
+            keeper.add(np.array([keys[r][c] for r, c in zip(part.rows, part.columns, strict=True)]), part.scores)
+            done += len(part.rows)
+            progress.update(done)
+    if any(np.isnan(each).any() for each in found):
+        raise RuntimeError("the engine answered for fewer candidates than it was asked for")
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some answers: rows and columns, int64 (n,), and scores, float64 (n,)."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    scores: np.ndarray
+
+
+def _asked(config: Config, catalogue: Catalogue, adapter: str | None, tasks: pa.Table, blocks: int) -> Iterator[_Part]:
+    """The answers to all tasks, as they come."""
     require_cpus("mmsrarec", engine_cpus(config))
-    columns = [list(range(len(candidates))), histories, neighbours, candidates, evidence]
-    table = pa.table(dict(zip(_TASK.names, columns, strict=True)), schema=_TASK)
-    blocks = max(1, sum(map(len, candidates)) // _REQUESTS)
-    requests = ray.data.from_arrow(_pieces(table, blocks)).map_batches(
+    requests = ray.data.from_arrow(_pieces(tasks, blocks)).map_batches(
         _Ask,
         fn_constructor_args=(config, ray.put(catalogue), adapter),
         batch_size=None,
@@ -66,20 +103,10 @@ def score(
         num_cpus=1,
     )
     lora = adapter_arguments(config.tune_recommender.lora) if adapter else {}
-    answers = asked(config, _answer, **lora)(requests)
-    found = [np.full(len(each), math.nan) for each in candidates]
-    progress, done = Progress("score", sum(map(len, candidates)), "candidates"), 0
-    with engines_heard():
-        for part in iter_tables(answers, name="score"):
-            for answer in part.to_pylist():
-                if answer["error"]:
-                    raise RuntimeError(f"the engine could not score a candidate: {answer['error']}")
-                found[answer["row"]][answer["column"]] = answer["score"]
-            done += part.num_rows
-            progress.update(done)
-    if any(np.isnan(each).any() for each in found):
-        raise RuntimeError("the engine answered for fewer candidates than it was asked for")
-    return found
+    for part in iter_tables(asked(config, _answer, **lora)(requests), name="score"):
+        for error in filter(None, part["error"].to_pylist()):
+            raise RuntimeError(f"the engine could not score a candidate: {error}")
+        yield _Part(*(part[name].to_numpy() for name in ("row", "column", "score")))
 
 
 def _pieces(table: pa.Table, count: int) -> list[pa.Table]:
@@ -98,9 +125,8 @@ class _Ask:
             user = self.asker.user(task["history"], task["neighbours"])
             asked = zip(task["candidates"], task["evidence"], strict=True)
             rows = [self._request(user, candidate, evidence) for candidate, evidence in asked]
-            places = {"row": [task["row"]] * len(rows), "column": list(range(len(rows)))}
-            if rows:
-                yield places | {name: [row[name] for row in rows] for name in rows[0]}
+            places = {"row": [task["row"]] * len(rows), "column": task["columns"]}
+            yield places | {name: [row[name] for row in rows] for name in rows[0]}
 
     def _request(self, user: str, candidate: int, evidence: str) -> dict[str, Any]:
         question = self.asker.question(user, candidate, evidence)

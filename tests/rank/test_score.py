@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,9 +15,12 @@ from mmsrarec_ray.adapters import adapted_modules
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.shop.generate import item_row, shop_of, truth_row
 from mmsrarec_ray.models.load import TINY
+from mmsrarec_ray.rank import score as scoring
+from mmsrarec_ray.rank.answers import Answers, keys_of
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.score import score
+from mmsrarec_ray.store import Folder
 
 ITEMS = 30
 MODULES = ("q_proj", "v_proj", "down_proj")
@@ -77,10 +82,25 @@ def _p_yes(asker: Asker, model: torch.nn.Module, prompt: str, image: object) -> 
     return torch.sigmoid(logits[yes] - logits[no]).item()
 
 
-def test_scores_are_those_of_transformers(ray_session: str, catalogue: Catalogue, adapter: str) -> None:
-    settings = config()
-    found = score(settings, catalogue, adapter, HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE)
-    for ours, reference in zip(found, by_transformers(settings, catalogue, adapter), strict=True):
-        np.testing.assert_allclose(ours, reference, atol=1e-5)
+def test_scores_are_those_of_transformers(
+    ray_session: str, catalogue: Catalogue, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, kept, every = config(), Folder.at(str(tmp_path)), (HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE)
+    reference = by_transformers(settings, catalogue, adapter)
+    # Some are known already: a wrong score, which shows that it is taken and that the others land in their places.
+    answers, [key] = Answers(kept), keys_of(HISTORIES[3], NEIGHBOURS[3], CANDIDATES[3][1:2], EVIDENCE[3][1:2])
+    answers.keep(np.array([key]), np.array([2.0]), 5.0)
+    found = score(settings, catalogue, adapter, *every, answers)
+    assert found[3][1] == 2.0
+    assert answers.spared_seconds == 5.0
+    reference[3][1] = 2.0
+    for ours, by_itself in zip(found, reference, strict=True):
+        np.testing.assert_allclose(ours, by_itself, atol=1e-5)
     np.testing.assert_allclose(found[0], found[1][::-1], atol=1e-6)  # the candidates in another order
     assert len(np.unique(found[0])) > 10
+
+    monkeypatch.setattr(scoring, "asked", None)  # from here on no engine can start
+    again, answers = [list(each)[::-1] for each in every], Answers(kept)
+    for ours, before in zip(score(settings, catalogue, adapter, *again, answers), found[::-1], strict=True):
+        np.testing.assert_array_equal(ours, before)
+    assert answers.spared_seconds > 5.0
