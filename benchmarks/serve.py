@@ -1,42 +1,65 @@
-"""What the service adds: an echo, retrieval alone and ranking over HTTP, beside retrieval as a function call.
+"""What the service costs: an echo, retrieval and ranking over HTTP, beside the same without Ray Serve and without HTTP.
 
-    serve run serve_apps.recommend:build run=/data/runs/shop &
-    python benchmarks/serve.py --run /data/runs/shop --url http://127.0.0.1:8000 --output runs/bench/serve.json
+    python benchmarks/serve.py --run /runs/demo
 
-Rows: `echo`, GET /healthz, the floor of HTTP and Ray Serve; `retrieval`, recommendations without
-the ranker; `ranking`, `serve.candidates` candidates scored; `in process`, retrieval as a function call.
-Latency in milliseconds, over loopback, from one client process.
+Part by part, each with servers of its own, over loopback, from one client process; a part that stands in the output is
+not measured again:
+
+- `function`: retrieval as the retriever does it, as a function call.
+- `one process`: the same HTTP application on uvicorn, its retriever called in the same process: no Ray Serve.
+- `Ray Serve` and `with HAProxy`: `serve run serve_apps.recommend:build`, with Ray's Python proxy and with
+  `RAY_SERVE_ENABLE_HA_PROXY=1`.
+- `bare engine`: vLLM's own async engine gets the same questions, drawn up before, with the same arguments.
+
+Rows: `echo`, GET /healthz; `retrieval`, recommendations without the ranker; `ranking`, `serve.candidates` candidates
+scored. No user is asked for twice, so an engine has never read a user before. Queues and the deadline are set so wide
+that nothing is answered without the ranker: this measures capacity; what a deadline does is in the tests.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from measure import ROOT, Measured, Report, table
 
+from mmsrarec_ray.data.log import read_log
+from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
 from mmsrarec_ray.serve.bundle import Bundle
+from mmsrarec_ray.serve.catalogue import LiveCatalogue
 from mmsrarec_ray.serve.finder import Finder, Wish
 
-_CONCURRENCY = (1, 8, 32)
+CONCURRENCY = (1, 8, 32)
+URL = "http://127.0.0.1:8000"
+SETTINGS = (
+    *("serve.deadline_ms=120000", "serve.ranker.max_ongoing_requests=64", "serve.ranker.max_queued_requests=64"),
+    *("serve.ranker.max_replicas=1", "serve.retriever.max_replicas=1", "serve.ingress.max_replicas=1"),
+)
+SERVERS = {"one process": None, "Ray Serve": "0", "with HAProxy": "1"}  # RAY_SERVE_ENABLE_HA_PROXY
+_START_SECONDS = 300
 
 
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    return {f"p{p}_ms": round(float(np.percentile(seconds, p)) * 1000, 2) for p in (50, 95, 99)}
-
-
-async def load(ask: Callable[[int], Any], concurrency: int, requests: int) -> dict[str, Any]:
+async def load(ask: Callable[[int], Awaitable[str]], concurrency: int, count: int) -> Measured:
     """So many requests, so many at a time. ask: sends one, and returns what it was answered."""
     taken: list[float] = []
     outcomes: list[str] = []
-    numbers = iter(range(requests))
+    numbers = iter(range(count))
 
     async def client() -> None:
         for number in numbers:
@@ -46,23 +69,26 @@ async def load(ask: Callable[[int], Any], concurrency: int, requests: int) -> di
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(concurrency)))
-    rate = requests / (time.perf_counter() - began)
+    rate = count / (time.perf_counter() - began)
     counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
     return {"concurrency": concurrency, "requests_s": round(rate, 1), **percentiles(taken), "outcomes": counts}
 
 
-async def measure(url: str, users: list[str], requests: int) -> dict[str, list[dict[str, Any]]]:
-    """Each row at each concurrency."""
-    limits = httpx.Limits(max_connections=max(_CONCURRENCY))
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    return {f"p{p}_ms": round(float(np.percentile(seconds, p)) * 1000, 2) for p in (50, 95, 99)}
 
-        async def echo(number: int) -> str:
+
+async def over_http(users: list[str], requests: int, rows: tuple[str, ...]) -> Measured:
+    """Each row at each concurrency."""
+    limits = httpx.Limits(max_connections=max(CONCURRENCY))
+    async with httpx.AsyncClient(base_url=URL, timeout=180, limits=limits) as client:
+
+        async def echo(user: str) -> str:
             return str((await client.get("/healthz")).status_code)
 
-        def recommend(**more: Any) -> Callable[[int], Any]:
-            async def ask(number: int) -> str:
-                wish = {"user_id": users[number % len(users)], **more}
-                answer = await client.post("/v1/recommendations", json=wish)
+        def recommend(ranked: bool) -> Callable[[str], Awaitable[str]]:
+            async def ask(user: str) -> str:
+                answer = await client.post("/v1/recommendations", json={"user_id": user, "ranked": ranked})
                 if answer.status_code != 200:
                     return str(answer.status_code)
                 told = answer.json()
@@ -70,45 +96,235 @@ async def measure(url: str, users: list[str], requests: int) -> dict[str, list[d
 
             return ask
 
-        rows = {
-            "echo": (echo, requests),
-            "retrieval": (recommend(ranked=False), requests),
-            "ranking": (recommend(), requests // 4),
-        }
-        found = {}
-        for name, (ask, count) in rows.items():
-            await load(ask, 4, count // 4)  # warm
-            found[name] = [await load(ask, concurrency, count) for concurrency in _CONCURRENCY]
-            for row in found[name]:
-                print(f"{name:12} {json.dumps(row)}", file=sys.stderr)
-        return found
+        asks = {"echo": echo, "retrieval": recommend(False), "ranking": recommend(True)}
+        return {row: await levels(asks[row], users, requests if row != "ranking" else requests // 5) for row in rows}
 
 
-def in_process(run: str, users: list[str], count: int) -> dict[str, Any]:
-    """Retrieval as the retriever does it, as a function call."""
-    bundle = Bundle.of(run)
+async def levels(ask: Callable[[str], Awaitable[str]], users: list[str], count: int) -> list[Measured]:
+    """At each concurrency, after some requests to warm up; each asks for other users."""
+    measured, each_user = [], iter(users)
+    for number, concurrency in enumerate((4, *CONCURRENCY)):
+        asked = list(itertools.islice(each_user, count if number else count // 4))
+        measured.append(await load(lambda at, asked=asked: ask(asked[at]), concurrency, len(asked)))
+        print(json.dumps(measured[-1]), file=sys.stderr, flush=True)
+    return measured[1:]
+
+
+@contextmanager
+def served(run: str, settings: list[str], proxy: str | None) -> Iterator[None]:
+    """The service, with a store of its own. proxy: RAY_SERVE_ENABLE_HA_PROXY; None: without Ray Serve."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [f"run={run}", f"serve.store=sqlite://{scratch}/store.sqlite", *settings]
+        bin = Path(sys.executable).parent
+        command = [str(bin / "serve"), "run", "--address", "local", "serve_apps.recommend:build", *words]
+        if proxy is None:
+            command = [sys.executable, __file__, "--run", run, "--one-process", *words[1:]]
+        environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": proxy or "0", "PYTHONPATH": str(ROOT)}
+        with Path(scratch, "log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                wait_until_ready(process, Path(scratch, "log"))
+                yield
+            finally:
+                process.send_signal(signal.SIGINT)
+                process.wait(60)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{URL}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise SystemExit(f"the service did not start:\n{log.read_text()[-3000:]}")
+
+
+def through_server(run: str, settings: list[str], name: str, users: list[str], requests: int) -> Measured:
+    rows = ("echo", "retrieval") if SERVERS[name] is None else ("echo", "retrieval", "ranking")
+    with served(run, settings, SERVERS[name]):
+        return asyncio.run(over_http(users, requests, rows))
+
+
+class Direct:
+    """Stands for a handle of Ray Serve: `handle.method.remote(…)` calls an object of this process."""
+
+    def __init__(self, replica: Any):
+        self._replica = replica
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._replica, name)
+
+        class Method:
+            @staticmethod
+            def remote(*arguments: Any) -> asyncio.Future[Any]:
+                return asyncio.ensure_future(method(*arguments))
+
+        return Method
+
+
+class NoRanker:
+    """What is never asked here but whether it is there."""
+
+    async def ready(self) -> bool:
+        return True
+
+
+def one_process(run: str, settings: list[str]) -> None:
+    """The service's own application on uvicorn, its retriever beside it."""
+    import uvicorn
+
+    from mmsrarec_ray.serve.app import create_app
+    from mmsrarec_ray.serve.deployments import RetrieverReplica
+    from mmsrarec_ray.serve.keys import Keys
+    from mmsrarec_ray.serve.lanes import Lane
+    from mmsrarec_ray.serve.metrics import Metrics
+    from mmsrarec_ray.serve.pictures import Pictures
+    from mmsrarec_ray.serve.service import Service
+    from mmsrarec_ray.serve.store import open_store
+
+    bundle = Bundle.of(run, settings)
+    config = bundle.config.serve
+    assert config.store is not None
+    store = open_store(config.store)
+    retriever, nobody = Direct(RetrieverReplica(bundle, config.store)), Direct(NoRanker())
+    lane = Lane(config, bundle.summary(), retriever, nobody)
+    service = Service(config, lane, None, None, store, nobody, Metrics())
+    app = create_app(service, Pictures(bundle.config, bundle.folder("dataset"), store), Keys(config))
+    uvicorn.run(app, host="127.0.0.1", port=8000, log_level="warning", access_log=False)
+
+
+def function(run: str, settings: list[str], asked: list[str]) -> Measured:
+    """Retrieval as a function call, after the first of a few."""
+    bundle = Bundle.of(run, settings)
     finder, taken = Finder.load(bundle), []
-    for number in range(count + 20):
+    for user in asked:
         began = time.perf_counter()
-        finder.find(Wish(users[number % len(users)], [], None, bundle.config.serve.candidates))
+        finder.find(Wish(user, [], None, bundle.config.serve.candidates))
         taken.append(time.perf_counter() - began)
     return {"requests_s": round(1 / float(np.mean(taken[20:])), 1), **percentiles(taken[20:])}
 
 
+def bare(run: str, settings: list[str], asked: list[str], count: int) -> Measured:
+    """vLLM's async engine at each concurrency. A request is all questions about a user."""
+    bundle = Bundle.of(run, settings)
+    os.environ |= engine_environment(bundle.config) | {"OMP_NUM_THREADS": "1"}  # as Ray sets it for one CPU
+    prompts, parameters = questions(bundle, asked)
+
+    async def everything() -> Measured:
+        from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        config = bundle.config
+        lora = {"enable_lora": True, "max_lora_rank": config.tune_recommender.lora.rank}
+        model, arguments = source(config.model), engine_arguments(config, **lora)
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **arguments))
+        adapter = LoRARequest("recommender", 1, bundle.adapter)
+
+        async def one(prompt: Any, name: str) -> None:
+            async for _ in engine.generate(prompt, parameters, name, lora_request=adapter):
+                pass
+
+        async def ask(user: str) -> str:
+            await asyncio.gather(*(one(each, f"{user} {at}") for at, each in enumerate(prompts[user])))
+            return "ranked"
+
+        return {"ranking": await levels(ask, asked, count)}
+
+    return asyncio.run(everything())
+
+
+def questions(bundle: Bundle, asked: list[str]) -> tuple[dict[str, list[Any]], Any]:
+    """The prompts that the ranker would draw up for each user, and the sampling parameters of all."""
+    from vllm.sampling_params import SamplingParams
+
+    from mmsrarec_ray.rank.ask import Asker
+    from mmsrarec_ray.rank.catalogue import Catalogue
+
+    config, finder = bundle.config, Finder.load(bundle)
+    dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
+    live = LiveCatalogue(Catalogue.read(dataset, keywords, config.rank.candidate, config.rank.said), config.rank.said)
+    asker, found = Asker(config, live), {}
+    for user in asked:
+        told = finder.find(Wish(user, [], None, config.serve.candidates))
+        history, neighbours = ([live.number(item) for item in items] for items in (told.history, told.neighbours))
+        read = asker.user(history, neighbours)
+        drawn = [asker.question(read, live.number(each.item_id), each.evidence) for each in told.candidates]
+        found[user] = [
+            {"prompt_token_ids": asker.tokens(each)}
+            | ({"multi_modal_data": {"image": each.image}} if each.image is not None else {})
+            for each in drawn
+        ]
+    return found, SamplingParams(**asker.sampling)
+
+
+def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def tell(parts: dict[str, Any]) -> None:
+    """The tables, in Markdown."""
+    rows = [
+        [name, row, *_figures(each)]
+        for name in (*SERVERS, "bare engine")
+        for row, found in parts[name].items()
+        for each in found
+    ]
+    call = parts["function"]
+    shown = [f"{call['requests_s']:.0f}", *(f"{call[f'p{p}_ms']:.1f}" for p in (50, 95, 99)), ""]
+    table(
+        "server | row | at a time | requests/s | p50 ms | p95 | p99 | not ranked",
+        [["function", "retrieval", "1", *shown], *rows],
+    )
+    whole = {each["concurrency"]: each["requests_s"] for each in parts["bare engine"]["ranking"]}
+    reference = parts["one process"]["retrieval"][0]
+    for name in ("Ray Serve", "with HAProxy"):
+        first = parts[name]["retrieval"][0]
+        shares = [f"{each['requests_s'] / whole[each['concurrency']]:.2f}" for each in parts[name]["ranking"]]
+        more = [f"{first[key] - reference[key]:+.1f} ms ({key[:3]})" for key in ("p50_ms", "p99_ms")]
+        print(
+            f"\n{name}: retrieval, one request at a time: {', '.join(more)} beside one process; ranking gives "
+            f"{', '.join(shares)} of the bare engine's candidates/s at {', '.join(map(str, CONCURRENCY))} at a time."
+        )
+
+
+def _figures(each: Measured) -> list[str]:
+    good = {"200", "ranked", "retrieved"}
+    others = sum(count for outcome, count in each["outcomes"].items() if outcome not in good)
+    times = [f"{each[f'p{p}_ms']:.1f}" for p in (50, 95, 99)]
+    return [str(each["concurrency"]), f"{each['requests_s']:.0f}", *times, str(others or "")]
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, help="the run folder that is served")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--requests", type=int, default=800)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--run", required=True, help="the run folder that is served")
+    add("--requests", type=int, default=500, help="of each row at each concurrency; of ranking a fifth")
+    add("--output", type=Path, default=Path("runs/bench/serve.json"), help="where the figures are written")
+    add("--one-process", action="store_true", help=argparse.SUPPRESS)
+    add("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
-    users = httpx.get(f"{options.url}/v1/users?limit=200").json()["users"]
-    live = httpx.get(f"{options.url}/v1/models").json()
-    rows = {"in process": in_process(options.run, users, options.requests // 2)}
-    rows |= asyncio.run(measure(options.url, users, options.requests))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"bundle": live["bundle"], "rows": rows}, indent=2))
-    print(json.dumps(rows))
+    if options.one_process:
+        one_process(options.run, options.settings)
+        return 0
+    settings, count = [*SETTINGS, *options.settings], options.requests
+    bundle, report = Bundle.of(options.run, settings), Report(options.output)
+    everybody = read_log(bundle.folder("dataset")).users.to_pylist()
+    most = (len(CONCURRENCY) + 1) * count
+    if len(everybody) < most:
+        parser.error(f"--requests: {most} users are needed, each asked for once a row; the run has {len(everybody)}")
+    users = [everybody[place] for place in np.random.default_rng(0).permutation(len(everybody))[:most]]
+    report.part("machine", lambda: {"cpus": os.cpu_count(), "bundle": bundle.version})
+    report.part("function", alone, function, options.run, settings, users[:count])
+    for name in SERVERS:
+        report.part(name, through_server, options.run, settings, name, users, count)
+    report.part("bare engine", alone, bare, options.run, settings, users[: most // 5], count // 5)
+    tell(report.parts)
     return 0
 
 

@@ -31,6 +31,7 @@ def main(run: str) -> None:
         )
     print(f"Open the contact sheet in a browser: {folder / HTML}")
     print(f"The report: {Path(run) / 'evaluation' / 'report.md'}")
+    print("Its recommendations on a page: `make serve`, then http://127.0.0.1:8000/")
     print("Your own catalogue: docs/data.md; every setting: .venv/bin/python jobs/pipeline.py --help-config")
 
 

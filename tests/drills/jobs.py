@@ -65,5 +65,5 @@ def kill_node(cluster: Cluster, of: str) -> None:
     until(lambda: processes(of), what=of)
     above = {process.pid for process in processes(of)[0].parents()}
     (node,) = [node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid in above]
-    cluster.remove_node(node)
+    cluster.remove_node(node, allow_graceful=False)
     cluster.add_node(num_cpus=4)

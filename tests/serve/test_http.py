@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import signal
@@ -19,9 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-import safetensors.numpy
 
-from mmsrarec_ray.adapters import ADAPTER
 from mmsrarec_ray.data.log import Log, read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
@@ -31,6 +28,7 @@ from mmsrarec_ray.serve.schemas import EventIn
 from mmsrarec_ray.store import Run
 from serve_apps.recommend import build
 from tests.prometheus import alerts, metrics_of, panels, server
+from tests.serve.another import another_bundle
 from tests.serve.browser import CHROMIUM, Page, browser
 from tests.serve.conftest import SERVED, Service
 
@@ -346,26 +344,6 @@ def test_a_prometheus_answers_every_panel_and_alert(service: Service, tmp_path: 
         while missing := [title for title, query in expected if not ask(query)]:
             assert time.monotonic() < end, missing
             recommend(service, user_id="u005", k=3)  # an engine at rest tells nothing of its requests
-
-
-def another_bundle(run: Run) -> str:
-    """The same parts with an adapter of other weights, as a pipeline of the run; returns its fingerprint."""
-    made = run.published("recommender")[0]
-    other = run.artefact("recommender", "0" * 20)
-    for name in made.folder.files():
-        other.folder.write_bytes(name, made.folder.read_bytes(name))
-    weights = f"{ADAPTER}/adapter_model.safetensors"
-    halved = {name: array / 2 for name, array in safetensors.numpy.load(made.folder.read_bytes(weights)).items()}
-    other.folder.write_bytes(weights, safetensors.numpy.save(halved))
-    files = made.manifest.files | {weights: other.folder.checksum(weights)}
-    other.publish(made.manifest.model_copy(update={"fingerprint": other.fingerprint, "files": files}))
-    before = run.published("pipeline")[0]
-    summary = json.loads(before.folder.read_bytes("summary.json"))
-    summary["tune_recommender"]["artefact"] = other.folder.path
-    after = run.artefact("pipeline", "1" * 20)
-    after.folder.write_bytes("summary.json", json.dumps(summary).encode())
-    after.publish(before.manifest.model_copy(update={"fingerprint": after.fingerprint}))
-    return after.fingerprint
 
 
 def test_another_bundle_goes_live_without_a_failed_request(service: Service, run: Run) -> None:
