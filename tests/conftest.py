@@ -10,6 +10,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from filelock import FileLock
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.job import execute
+from mmsrarec_ray.pipeline import Pipeline
+from mmsrarec_ray.store import Run
+from tests.chain import chain_in
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -61,6 +68,19 @@ def ray_session(environment: None) -> Iterator[str]:
     )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pipeline(ray_session: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The configuration of a run folder with all artefacts (tests/chain.py). Test workers share it: what a test puts
+    there, others see."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with FileLock(shared / "chain.lock"):  # whoever comes second finds everything up to date
+        config = chain_in(shared / "chain")
+        execute(Pipeline(config), Run.at(config.run))
+    return config
 
 
 @pytest.fixture(scope="session")

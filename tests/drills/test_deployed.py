@@ -22,14 +22,14 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.serve.store import open_store
 from mmsrarec_ray.store import Run
 from tests.databases import PostgresServer, postgres_server
+from tests.drills.another import another_bundle
 from tests.drills.conftest import Book, until
 from tests.drills.jobs import ROOT, kill_node
 from tests.drills.load import STEADY, Seen, under
 from tests.programs import free_port
-from tests.serve.another import another_bundle
-from tests.serve.conftest import SERVED, config, run
+from tests.serve.conftest import SERVED, run
 
-__all__ = ["config", "run"]  # fixtures
+__all__ = ["run"]  # a fixture
 STORE = "MMSRAREC_DRILL_STORE"
 REPLICAS = {
     "ingress": {"min_replicas": 2, "max_replicas": 2},
@@ -101,7 +101,7 @@ class Deployed:
 
 
 @pytest.fixture(scope="module")
-def deployed(run: Run, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+def deployed(pipeline: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     dashboard, port = free_port(), free_port()
     with postgres_server() as postgres:
         os.environ[STORE] = store = postgres.database("service")  # the nodes' processes inherit it
@@ -111,7 +111,7 @@ def deployed(run: Run, config: Config, tmp_path_factory: pytest.TempPathFactory)
             for _ in range(2):
                 cluster.add_node(num_cpus=4)
             urls = (f"http://127.0.0.1:{each}" for each in (dashboard, port))
-            made = Deployed(cluster, *urls, postgres, store, tmp_path_factory.mktemp("deployed"), config.run)
+            made = Deployed(cluster, *urls, postgres, store, tmp_path_factory.mktemp("deployed"), pipeline.run)
             made.deploy()
             yield made
         finally:

@@ -11,9 +11,9 @@ import pytest
 from mmsrarec_ray.serve.store import open_store
 from tests.drills.conftest import Book, until
 from tests.drills.load import STEADY, Seen, under
-from tests.serve.conftest import Service, config, run, service
+from tests.serve.conftest import Service, service
 
-__all__ = ["config", "run", "service"]  # fixtures
+__all__ = ["service"]  # a fixture
 
 
 def victim(name: str) -> psutil.Process:

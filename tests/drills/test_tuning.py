@@ -33,7 +33,7 @@ SETTINGS = (
     *("tune_recommender.batch_size=4", "tune_recommender.epochs=2", "tune_recommender.checkpoint_steps=3"),
     *("tune_recommender.lora.rank=8", "tune_recommender.lora.dropout=0", "tune_recommender.log_steps=1"),
 )
-TWO = ("train.workers=2", "tune_summarizer.deepspeed=zero2")
+TWO = ("train.workers=2", "tune_summarizer.deepspeed=zero2", "tune_recommender.deepspeed=zero2")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def learnt(run: Path, artefact: str) -> tuple[Artefact, dict[str, np.ndarray]]:
     [
         pytest.param("tune_summarizer", "summarizer", (), id="tune_summarizer"),
         pytest.param("tune_summarizer", "summarizer", TWO, id="tune_summarizer, two workers under ZeRO-2"),
-        pytest.param("tune_recommender", "recommender", (), id="tune_recommender"),
+        pytest.param("tune_recommender", "recommender", TWO, id="tune_recommender, two workers under ZeRO-2"),
     ],
 )
 def test_training_ends_with_the_weights_of_an_unbroken_run(

@@ -3,71 +3,36 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import safetensors.numpy
 
 from mmsrarec_ray.adapters import ADAPTER, CHECKPOINTS
-from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.parts import read_part, read_parts
-from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.evaluate.lists import pool_of
 from mmsrarec_ray.evaluate.recipes import recipe_of
 from mmsrarec_ray.evaluate.stages import read_negatives, read_rankings
-from mmsrarec_ray.job import execute, plan
+from mmsrarec_ray.job import plan
 from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.pipeline import SUMMARY, Pipeline
-from mmsrarec_ray.rank.stage import TuneRecommender
-from mmsrarec_ray.store import Artefact, Folder, Run
-from tests.kills import Killer
-
-ITEMS, USERS = 40, 120
-SETTINGS = (
-    *("data.format=tables", "split.validation=0.2", "split.test=0.2", "train.threads=1"),
-    *("methods.sasrec.dim=16", "methods.sasrec.epochs=2", "methods.sasrec.heads=1"),
-    *("tune_recommender.batch_size=8", "tune_recommender.epochs=2", "tune_recommender.checkpoint_steps=5"),
-    *("tune_recommender.lora.rank=8", "tune_recommender.lora.dropout=0", "tune_recommender.log_steps=1"),
-    *("rank.shortlist=6", "rank.candidate=keywords", "rank.evidence=[cooccurrence, moments, popularity]"),
-    *("retrieve.voters=20", "evaluate.methods=[popularity, mmsrarec, mmsrarec+retrieval]"),
-    *("evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
-)
+from mmsrarec_ray.store import Artefact, Run
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    folder, shop, rng = tmp_path_factory.mktemp("pipeline"), shop_of(3, 1200), np.random.default_rng(0)
-    (folder / "data").mkdir()
-    pq.write_table(
-        pa.Table.from_pylist([item_row(shop, index) for index in range(ITEMS)]), folder / "data" / "items.parquet"
-    )
-    histories = [rng.permutation(ITEMS)[: rng.integers(4, 9)] for _ in range(USERS)]
-    rows = [
-        {"user_id": f"u{user:03d}", "item_id": f"item-{item:05d}", "timestamp": place}
-        for user, history in enumerate(histories)
-        for place, item in enumerate(history)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "interactions.parquet")
-    return load(None, [f"data.path={folder / 'data'}", f"run={folder / 'run'}", *SETTINGS])
-
-
-@pytest.fixture(scope="module")
-def done(ray_session: str, config: Config) -> dict[str, Artefact]:
+def done(pipeline: Config) -> dict[str, Artefact]:
     """All artefacts."""
-    run = Run.at(config.run)
-    execute(Pipeline(config), run)
+    run = Run.at(pipeline.run)
     names = ("dataset", "keywords", "retriever", "recommender", "scores/mmsrarec", "evaluation", "pipeline")
     return {name: run.published(name)[0] for name in names}
 
 
-def test_the_report_has_our_row(done: dict[str, Artefact], config: Config) -> None:
-    report: dict[str, Any] = json.loads((Path(config.run) / "evaluation" / "report.json").read_text())
+def test_the_report_has_our_row(done: dict[str, Artefact], pipeline: Config) -> None:
+    report: dict[str, Any] = json.loads((Path(pipeline.run) / "evaluation" / "report.json").read_text())
     rows = {row["method"]: row for row in report["rows"]}
     assert rows["mmsrarec"]["kind"] == "ours"
     assert 0 <= rows["mmsrarec"]["AUC"]["value"] <= 1
@@ -78,14 +43,16 @@ def test_the_report_has_our_row(done: dict[str, Artefact], config: Config) -> No
     assert rows["mmsrarec+retrieval"]["seconds_score"] > rows["mmsrarec"]["seconds_score"] / 2
 
 
-def test_no_question_is_asked_twice(done: dict[str, Artefact], config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_question_is_asked_twice(
+    done: dict[str, Artefact], pipeline: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mmsrarec_ray.rank.score.asked", None)  # from here on no engine can start
-    log, run = read_log(done["dataset"].folder), Run.at(config.run)
+    log, run = read_log(done["dataset"].folder), Run.at(pipeline.run)
     cases = log.cases("test")
-    dataset = Dataset(log.n_items, log.train(), log.cases("validation"), pool_of(log, config.evaluate))
+    dataset = Dataset(log.n_items, log.train(), log.cases("validation"), pool_of(log, pipeline.evaluate))
     lists = np.column_stack([cases.positives, read_negatives(run.published("lists")[0].folder, 0, log)])
     for name in ("mmsrarec", "mmsrarec+retrieval"):
-        method = recipe_of(name, config).build(0, log, done)
+        method = recipe_of(name, pipeline).build(0, log, done)
         method.fit(dataset)
         kept = read_rankings(run.published(f"scores/{name}")[0].folder, 0)
         order = np.argsort(-method.score(cases.queries, lists), axis=1, kind="stable")
@@ -132,41 +99,13 @@ def test_the_adapter_is_what_stays_of_the_training(done: dict[str, Artefact]) ->
     assert (folder / ADAPTER).exists("adapter_model.safetensors")
 
 
-_COMPILER = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles its communication")
-
-
-@pytest.mark.parametrize(("deepspeed", "workers"), [("null", 1), pytest.param("zero2", 2, marks=_COMPILER)])
-def test_a_killed_worker_goes_on_from_its_checkpoint_and_learns_the_same(
-    done: dict[str, Artefact], config: Config, tmp_path: Path, deepspeed: str, workers: int
-) -> None:
-    """The same as the one worker whom nobody killed, however the work is divided."""
-    divided = (f"train.workers={workers}", f"tune_recommender.deepspeed={deepspeed}")
-    stage = TuneRecommender(load(None, [f"data.path={config.data.path}", f"run={config.run}", *SETTINGS, *divided]))
-    inputs = {name: done[name] for name in ("dataset", "keywords", "retriever")}
-    killer, out, unbroken = Killer(tmp_path), Folder.at(str(tmp_path)), done["recommender"]
-    killer.start()
-    facts, expected = stage.run(out, inputs).metrics, unbroken.manifest.metrics
-    assert facts["resumed_at"] >= killer.killed_after >= 5
-    assert facts["steps"] == expected["steps"]
-    for loss in ("train_loss", "validation_loss"):
-        assert facts[loss] == pytest.approx(expected[loss], rel=1e-3)
-    learnt, weights = _weights(out / ADAPTER), _weights(unbroken.folder / ADAPTER)
-    assert learnt.keys() == weights.keys()
-    for name, values in weights.items():
-        assert np.linalg.norm(learnt[name] - values) <= 0.02 * np.linalg.norm(values), name
-
-
-def _weights(adapter: Folder) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load(adapter.read_bytes("adapter_model.safetensors"))
-
-
-def test_the_whole_catalogue_is_ranked_below_the_shortlist(done: dict[str, Artefact], config: Config) -> None:
+def test_the_whole_catalogue_is_ranked_below_the_shortlist(done: dict[str, Artefact], pipeline: Config) -> None:
     log = read_log(done["dataset"].folder)
     cases = log.cases("test").take(np.arange(5))
-    method = recipe_of("mmsrarec", config).build(0, log, done)
+    method = recipe_of("mmsrarec", pipeline).build(0, log, done)
     method.fit(Dataset(log.n_items, log.train(), log.cases("validation"), log.in_core))
     scores = method.score_all(cases.queries)
-    assert scores.shape == (5, ITEMS)
+    assert scores.shape == (5, log.n_items)
     assert ((scores > 1).sum(1) == 6).all()  # rank.shortlist, above all that retrieval alone put in order
     assert np.isfinite(scores).all()
     for row, history in enumerate(cases.queries.histories):
@@ -177,5 +116,5 @@ def test_the_whole_catalogue_is_ranked_below_the_shortlist(done: dict[str, Artef
         assert found == items[:5]
 
 
-def test_nothing_runs_twice(done: dict[str, Artefact], config: Config) -> None:
-    assert {step.status for step in plan(Pipeline(config), Run.at(config.run))} == {"up to date"}
+def test_nothing_runs_twice(done: dict[str, Artefact], pipeline: Config) -> None:
+    assert {step.status for step in plan(Pipeline(pipeline), Run.at(pipeline.run))} == {"up to date"}

@@ -6,7 +6,6 @@ import base64
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import psutil
 import pytest
@@ -26,11 +24,9 @@ from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.serve.client import Client, ServiceError
 from mmsrarec_ray.serve.schemas import EventIn
 from mmsrarec_ray.store import Run
-from serve_apps.recommend import build
 from tests.prometheus import alerts, metrics_of, panels, server
-from tests.serve.another import another_bundle
 from tests.serve.browser import CHROMIUM, Page, browser
-from tests.serve.conftest import SERVED, Service
+from tests.serve.conftest import Service
 
 
 def recommend(service: Service, **wish: Any) -> dict[str, Any]:
@@ -344,37 +340,3 @@ def test_a_prometheus_answers_every_panel_and_alert(service: Service, tmp_path: 
         while missing := [title for title, query in expected if not ask(query)]:
             assert time.monotonic() < end, missing
             recommend(service, user_id="u005", k=3)  # an engine at rest tells nothing of its requests
-
-
-def test_another_bundle_goes_live_without_a_failed_request(service: Service, run: Run) -> None:
-    from ray import serve
-
-    before = recommend(service, user_id="u007", k=4)
-    answers: list[httpx.Response] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
-            while not stop.is_set():
-                answers.append(client.post("/v1/recommendations", json={"user_id": "u007", "k": 4}))
-                time.sleep(0.2)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    arguments = {"run": run.folder.path, "pipeline": another_bundle(run), **SERVED}
-    serve.run(build(arguments), name="recommend", route_prefix="/")
-    live = service.client.get("/v1/models").json()["bundle"]["version"]
-    until(lambda: len(answers) > 5 and all(_bundle(each) == live for each in answers[-5:]))
-    stop.set()
-    asking.join()
-    assert {answer.status_code for answer in answers} == {200}
-    assert {_bundle(answer) for answer in answers} == {before["bundle"], live}
-    after = recommend(service, user_id="u007", k=4)
-    assert after["ranked"]
-    assert after["items"] != before["items"]
-    of_old = [answer.json() for answer in answers if _bundle(answer) == before["bundle"]]
-    assert all(answer["items"] == before["items"] for answer in of_old if answer["ranked"])
-
-
-def _bundle(answer: httpx.Response) -> str:
-    return answer.json()["bundle"]

@@ -179,22 +179,15 @@ def test_an_unchanged_catalogue_costs_nothing(place: Place, first: tuple[Artefac
     assert manifest == first[1]
 
 
-def test_failures_can_be_tried_again_alone(place: Place, first: tuple[Artefact, Manifest]) -> None:
-    artefact, manifest, done = place.summarise("summarize.attempt=1")
-    assert done
-    assert manifest.counts == {"in": N, "out": N - 2, "failed": 2, "reused": N - 2}
-    assert rows_of(artefact, "items") == rows_of(first[0], "items")
-    assert rows_of(artefact, "failures") == rows_of(first[0], "failures")
-
-
 def test_a_changed_catalogue_costs_what_changed(place: Place, first: tuple[Artefact, Manifest], shop: law.Shop) -> None:
-    """One item's text changes, one is mended, one is new, one leaves: three are summarised."""
+    """One item's text changes, one is mended, one is new, one leaves: three are summarised. Another attempt: what has
+    failed is tried again."""
     rows = catalogue(shop)
     rows[10] |= {"text": rows[11]["text"], "title": rows[11]["title"]}
     rows[4] = item_row(shop, 4)
     rows = [row for row in rows if row["item_id"] != "item-00020"] + [item_row(shop, N)]
     place.write(rows)
-    artefact, manifest, done = place.summarise()
+    artefact, manifest, done = place.summarise("summarize.attempt=1")
     assert done
     before, after = rows_of(first[0], "items"), rows_of(artefact, "items")
     assert manifest.counts == {"in": N, "out": N - 1, "failed": 1, "reused": N - 4}
