@@ -84,6 +84,33 @@ def panels() -> list[tuple[str, str]]:
     ]
 
 
+# Panels of these metrics show jobs, others the service or the nodes.
+_OF_JOBS = re.compile("mmsrarec_(stages|items_total|items_waiting|tokens|failures|tuning)|ray_data")
+# Of what tests do not do, or only before or after: KubeRay, tuning, GPUs, a shadow, most failures.
+_UNSEEN = re.compile("kuberay|tuning|gpus|shadow|refused|items_put|error|unexpected_worker|ray_data_output")
+
+
+def seen_panels(of_jobs: bool) -> list[tuple[str, str]]:
+    """Those that a test of jobs, or of the service, fills."""
+    named = [(title, query, metrics_of(query)) for title, query in panels()]
+    return [
+        (title, query)
+        for title, query, metrics in named
+        if any(map(_OF_JOBS.search, metrics)) == of_jobs and not any(map(_UNSEEN.search, metrics))
+    ]
+
+
+def until_filled(
+    ask: Callable[[str], list[Any]], wanted: list[tuple[str, str]], meanwhile: Callable[[], object] = lambda: None
+) -> None:
+    """Wait until all of these panels show something: processes tell their node every ten seconds."""
+    end = time.monotonic() + 60
+    while missing := [title for title, query in wanted if not ask(query)]:
+        assert time.monotonic() < end, missing
+        meanwhile()
+        time.sleep(0.2)
+
+
 def alerts() -> list[tuple[str, str]]:
     """(name, query) of all alerts."""
     groups = yaml.safe_load((DEPLOYED / "alerts.yml").read_text())["groups"]

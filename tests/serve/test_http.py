@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -20,11 +19,10 @@ import pytest
 from mmsrarec_ray.data.log import Log, read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
-from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.serve.client import Client, ServiceError
 from mmsrarec_ray.serve.schemas import EventIn
 from mmsrarec_ray.store import Run
-from tests.prometheus import alerts, metrics_of, panels, server
+from tests.prometheus import alerts, panels, seen_panels, server, until_filled
 from tests.serve.browser import CHROMIUM, Page, browser
 from tests.serve.conftest import Service
 
@@ -318,10 +316,6 @@ def test_degraded_answers_are_counted(service: Service) -> None:
     until(counted)
 
 
-# Of what these tests do not do, or only before or after: KubeRay, tuning, GPUs, a shadow, failures of all kinds.
-_UNSEEN = re.compile("kuberay|tuning|gpus|shadow|failures|refused|items_put|error|unexpected_worker|ray_data_output")
-
-
 def test_a_prometheus_answers_every_panel_and_alert(service: Service, tmp_path: Path) -> None:
     """It scrapes the nodes of this run with the project's configuration; what the run did is seen in the panels."""
     import ray
@@ -330,13 +324,8 @@ def test_a_prometheus_answers_every_panel_and_alert(service: Service, tmp_path: 
     event = {"event_id": "seen", "user_id": "u005", "item_id": "item-00002", "timestamp": int(time.time() * 1000)}
     assert service.client.post("/v1/events", json={"events": [event]}).status_code == 200
     targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
-    expected = [(title, query) for title, query in panels() if not any(map(_UNSEEN.search, metrics_of(query)))]
-    stage = Metrics("summarize")  # as one that has still something to do
-    stage.known(reused=0, waiting=3)
-    with server(tmp_path, targets) as ask, stage.repeated():
+    with server(tmp_path, targets) as ask:
         for _, query in [*panels(), *alerts()]:
             ask(query)
-        end = time.monotonic() + 60  # processes tell their node every ten seconds
-        while missing := [title for title, query in expected if not ask(query)]:
-            assert time.monotonic() < end, missing
-            recommend(service, user_id="u005", k=3)  # an engine at rest tells nothing of its requests
+        # An engine at rest tells nothing of its requests.
+        until_filled(ask, seen_panels(of_jobs=False), lambda: recommend(service, user_id="u005", k=3))

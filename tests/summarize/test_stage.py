@@ -21,8 +21,10 @@ from mmsrarec_ray.data.shop import law
 from mmsrarec_ray.data.shop.generate import item_row, truth_row
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.job import execute, plan
+from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.store import Artefact, Manifest, Run
 from mmsrarec_ray.summarize.stage import STAGING, Summarize
+from tests.prometheus import seen_panels, server, until_filled
 
 N = 24
 
@@ -146,6 +148,14 @@ def test_prometheus_can_read_what_was_done(first: tuple[Artefact, Manifest]) -> 
         there = scraped()
         expected = {key: least for key, least in expected.items() if there.get(key, 0) < least}
     assert not expected, f"not there yet: {expected} of {there}"
+
+
+def test_a_prometheus_fills_the_panels_of_jobs(first: tuple[Artefact, Manifest], tmp_path: Path) -> None:
+    targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    stage = Metrics("summarize")  # as one that has still something to do
+    stage.known(reused=0, waiting=3)
+    with server(tmp_path, targets) as ask, stage.repeated():
+        until_filled(ask, seen_panels(of_jobs=True))
 
 
 def scraped() -> dict[tuple[str, str], float]:
