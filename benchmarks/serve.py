@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,8 @@ def served(run: str, settings: list[str], proxy: str | None) -> Iterator[None]:
     """The service, with a store of its own. proxy: RAY_SERVE_ENABLE_HA_PROXY; None: without Ray Serve."""
     with tempfile.TemporaryDirectory() as scratch:
         words = [f"run={run}", f"serve.store=sqlite://{scratch}/store.sqlite", *settings]
-        bin = Path(sys.executable).parent
-        command = [str(bin / "serve"), "run", "--address", "local", "serve_apps.recommend:build", *words]
+        serve = Path(sys.executable).with_name("serve")
+        command = [str(serve), "run", "--address", "local", "serve_apps.recommend:build", *words]
         if proxy is None:
             command = [sys.executable, __file__, "--run", run, "--one-process", *words[1:]]
         environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": proxy or "0", "PYTHONPATH": str(ROOT)}
@@ -133,11 +133,9 @@ def served(run: str, settings: list[str], proxy: str | None) -> Iterator[None]:
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
+        with suppress(httpx.TransportError):  # nobody listens yet
             if httpx.get(f"{URL}/readyz", timeout=5).status_code == 200:
                 return
-        except httpx.HTTPError:
-            pass
         time.sleep(0.5)
     raise SystemExit(f"the service did not start:\n{log.read_text()[-3000:]}")
 
@@ -197,7 +195,7 @@ def one_process(run: str, settings: list[str]) -> None:
 
 
 def function(run: str, settings: list[str], asked: list[str]) -> Measured:
-    """Retrieval as a function call, after the first of a few."""
+    """Retrieval as a function call, the first twenty left out."""
     bundle = Bundle.of(run, settings)
     finder, taken = Finder.load(bundle), []
     for user in asked:

@@ -100,15 +100,15 @@ def seen_panels(of_jobs: bool) -> list[tuple[str, str]]:
     ]
 
 
-def until_filled(
+def unfilled(
     ask: Callable[[str], list[Any]], wanted: list[tuple[str, str]], meanwhile: Callable[[], object] = lambda: None
-) -> None:
-    """Wait until all of these panels show something: processes tell their node every ten seconds."""
+) -> list[str]:
+    """Titles of those panels that show nothing, after a minute at most: processes tell their node every ten seconds."""
     end = time.monotonic() + 60
-    while missing := [title for title, query in wanted if not ask(query)]:
-        assert time.monotonic() < end, missing
+    while (missing := [title for title, query in wanted if not ask(query)]) and time.monotonic() < end:
         meanwhile()
         time.sleep(0.2)
+    return missing
 
 
 def alerts() -> list[tuple[str, str]]:

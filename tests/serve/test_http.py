@@ -22,7 +22,7 @@ from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.serve.client import Client, ServiceError
 from mmsrarec_ray.serve.schemas import EventIn
 from mmsrarec_ray.store import Run
-from tests.prometheus import alerts, panels, seen_panels, server, until_filled
+from tests.prometheus import alerts, panels, seen_panels, server, unfilled
 from tests.serve.browser import CHROMIUM, Page, browser
 from tests.serve.conftest import Service
 
@@ -328,4 +328,4 @@ def test_a_prometheus_answers_every_panel_and_alert(service: Service, tmp_path: 
         for _, query in [*panels(), *alerts()]:
             ask(query)
         # An engine at rest tells nothing of its requests.
-        until_filled(ask, seen_panels(of_jobs=False), lambda: recommend(service, user_id="u005", k=3))
+        assert not unfilled(ask, seen_panels(of_jobs=False), lambda: recommend(service, user_id="u005", k=3))

@@ -24,7 +24,7 @@ from mmsrarec_ray.job import execute, plan
 from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.store import Artefact, Manifest, Run
 from mmsrarec_ray.summarize.stage import STAGING, Summarize
-from tests.prometheus import seen_panels, server, until_filled
+from tests.prometheus import seen_panels, server, unfilled
 
 N = 24
 
@@ -155,7 +155,7 @@ def test_a_prometheus_fills_the_panels_of_jobs(first: tuple[Artefact, Manifest],
     stage = Metrics("summarize")  # as one that has still something to do
     stage.known(reused=0, waiting=3)
     with server(tmp_path, targets) as ask, stage.repeated():
-        until_filled(ask, seen_panels(of_jobs=True))
+        assert not unfilled(ask, seen_panels(of_jobs=True))
 
 
 def scraped() -> dict[tuple[str, str], float]:

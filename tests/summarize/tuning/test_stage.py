@@ -1,4 +1,4 @@
-"""Summaries tuned by rewards on Ray Train, and the summary job that uses the adapter. The drills kill workers."""
+"""Summaries tuned by rewards on Ray Train: a killed worker changes nothing, and the summary job uses the adapter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 from tensorboardX.proto.event_pb2 import Event
 
 from mmsrarec_ray.adapters import ADAPTER, ADAPTER_WEIGHTS, CHECKPOINTS
@@ -19,8 +21,10 @@ from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.parts import read_parts
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.job import execute, plan
-from mmsrarec_ray.store import Artefact, Run
+from mmsrarec_ray.store import Artefact, Folder, Run
 from mmsrarec_ray.summarize.stage import Summarize
+from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
+from tests.kills import Killer
 
 ITEMS = 40
 SETTINGS = (
@@ -115,6 +119,26 @@ def test_keywords_name_the_adapter_and_other_weights_make_them_stale(done: dict[
     ]
     untuned = load(None, [*words, "summarize.tuned=false"])
     assert [step.stage.name for step in plan(Summarize(untuned), Run.at(config.run))] == ["prepare", "summarize"]
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint_and_ends_with_the_very_weights(
+    done: dict[str, Artefact], config: Config, tmp_path: Path
+) -> None:
+    """It samples the same answers again: all that is drawn in a step is seeded by the step."""
+    stage = TuneSummarizer(load(None, [f"data.path={config.data.path}", f"run={config.run}", *SETTINGS]))
+    killer, out = Killer(tmp_path / "out"), Folder.at(str(tmp_path / "out"))
+    killer.start()
+    facts = stage.run(out, {"dataset": done["dataset"]}).metrics
+    assert facts["resumed_at"] >= killer.killed_after >= 2
+    assert facts["steps"] == 6
+    learnt, expected = _weights(out), _weights(done["summarizer"].folder)
+    for name, values in learnt.items():
+        np.testing.assert_array_equal(values, expected[name], name)
+    assert any(np.abs(values).max() > 0 for name, values in learnt.items() if "lora_B" in name)
+
+
+def _weights(folder: Folder) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load((folder / ADAPTER).read_bytes(ADAPTER_WEIGHTS))
 
 
 def test_published_keywords_are_those_of_the_engine_with_the_adapter(done: dict[str, Artefact]) -> None:
