@@ -30,6 +30,8 @@ from mmsrarec_ray.store import Folder
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
+_READS = 5
+_CLAIM_BYTES = 1_024
 _SUFFIX = ".lease"
 
 
@@ -186,16 +188,21 @@ class Lease:
         return found
 
     def _read(self, name: str) -> Claim | None:
-        """None where it has just been withdrawn."""
-        try:
-            return Claim.model_validate_json(self._above.read_bytes(name))
-        except OSError:
-            if self._above.exists(name):
-                raise
-            return None
+        """None where it has just been withdrawn. Looking comes before reading, and in between it may be withdrawn and
+        made again: that is read again."""
+        for left in reversed(range(_READS)):
+            try:
+                return Claim.model_validate_json(self._above.read_bytes(name))
+            except OSError:
+                if not self._above.exists(name):
+                    break
+                if not left:
+                    raise
+        return None
 
     def _write(self) -> None:
-        self._above.write_bytes(self._file(self._claim), self._claim.model_dump_json().encode())
+        """Always as long: pyarrow asks an object store for the length first, and takes so many bytes whatever comes."""
+        self._above.write_bytes(self._file(self._claim), self._claim.model_dump_json().encode().ljust(_CLAIM_BYTES))
 
     def _withdraw(self) -> None:
         self._remove(self._claim)

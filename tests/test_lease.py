@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -83,6 +84,28 @@ def test_of_many_at_once_one_has_it(folder: Folder) -> None:
     assert len(claims(folder)) == 1
     everybody[took.index(True)].confirm()
     everybody[took.index(True)].give_back()
+
+
+def test_a_claim_withdrawn_and_made_again_while_it_is_read_is_read_again(folder: Folder) -> None:
+    theirs, mine, over = Lease(folder), Lease(folder), threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            for theirs._claim.held in (False, True):
+                theirs._write()
+                time.sleep(random.uniform(0, 0.005))
+            theirs._withdraw()
+
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(come_and_go)
+        try:
+            seen = []
+            while len(seen) < 200 or set(seen) != {None, False, True}:
+                claim = mine._read(mine._file(theirs._claim))
+                seen.append(claim and claim.held)
+        finally:
+            over.set()
+        going.result()
 
 
 def test_a_killed_process_of_this_machine_is_followed_at_once(folder: Folder) -> None:
