@@ -694,7 +694,7 @@ class Limits(Settings):
 class Beside(Settings):
     """A second bundle of the same run, beside the first."""
 
-    pipeline: str | None = None
+    pipeline: Annotated[str | None, Field(coerce_numbers_to_str=True)] = None
     """The fingerprint of its pipeline; null: there is none."""
     share: Share = 0.1
     """Share of the users it is for, chosen by a hash of their ids: the same ones at every request."""

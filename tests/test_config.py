@@ -55,6 +55,12 @@ def test_a_wrong_value_is_named(word: str, parts: tuple[str, ...]) -> None:
     assert all(part in message for part in parts), message
 
 
+def test_a_fingerprint_of_digits_alone_is_no_number() -> None:
+    assert (
+        load(None, [*GOOD, "serve.trial.pipeline=12345678901234567890"]).serve.trial.pipeline == "12345678901234567890"
+    )
+
+
 def test_a_relative_run_folder_is_refused_with_the_reason() -> None:
     message = refusal("run=out", "data.format=shop")
     assert "absolute path or a URI" in message
