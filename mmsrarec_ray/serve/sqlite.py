@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +70,7 @@ class SqliteStore:
         """This thread's own."""
         if not hasattr(self._local, "connection"):
             connection = sqlite3.connect(self.path, timeout=CALL_SECONDS, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_log(connection)
             connection.execute("PRAGMA synchronous = FULL")  # in WAL mode: the log is on the disk when a commit returns
             connection.execute("PRAGMA secure_delete = ON")  # what a deleted user left is overwritten
             self._local.connection = connection
@@ -189,6 +190,20 @@ class SqliteStore:
         """Those of other threads are closed when these end."""
         self._connection().close()
         del self._local.connection
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """WAL mode, which the file keeps. While several make it their own at once, SQLite does not wait for its lock as it
+    does elsewhere, but says at once that it is busy."""
+    until = time.monotonic() + CALL_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _tell(connection: sqlite3.Connection, kind: str, which: str) -> int:

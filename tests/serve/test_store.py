@@ -232,6 +232,19 @@ def test_a_reader_that_was_away_learns_of_all_that_changed(store: Store, address
         assert learnt == [("new", "ready")]
 
 
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    begin = threading.Barrier(6)
+
+    def first(number: int, path: Path) -> int:
+        begin.wait()
+        with closing(open_store(f"sqlite://{path}")) as own:
+            return own.add_events([event(number)])
+
+    with ThreadPoolExecutor(6) as pool:
+        for turn in range(20):
+            assert sum(pool.map(first, range(6), [tmp_path / f"{turn}.sqlite"] * 6)) == 6
+
+
 def test_several_writers_lose_nothing(address: str) -> None:
     """As many stores as processes would have; the same events are sent by two of them."""
 
