@@ -113,9 +113,20 @@ def _stop(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def _require_token() -> None:
+    """Where there is no token yet, as on a new machine, `ray start` refuses to make one: Ray's own command does, in
+    ~/.ray/auth_token, where the dashboard's users find it."""
+    words = [Path(sys.executable).parent / "ray", "get-auth-token", "--generate"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, umask=0o077)  # nobody else may read it
+    if done.returncode:
+        raise RuntimeError(f"Ray has no token to protect the cluster with:\n{done.stderr[-3000:]}")
+
+
 def submit(entrypoint: list[str], num_cpus: int) -> int:
     """Run a command as a Ray job from the current folder; returns 0 if it succeeded, else 1."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for clusters; its clients have to be told
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        _require_token()
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     with local_cluster(num_cpus) as address:

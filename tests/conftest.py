@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -78,12 +79,14 @@ def ray_session(environment: None) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def pipeline(ray_session: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The configuration of a run folder with all artefacts (tests/chain.py). Test workers share it: what a test puts
-    there, others see."""
+    there, others see. MMSRAREC_TEST_CHAIN: a folder in which it stays for the next session."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    with FileLock(shared / "chain.lock"):  # whoever comes second finds everything up to date
-        config = chain_in(shared / "chain")
+    folder = Path(os.environ.get("MMSRAREC_TEST_CHAIN", shared / "chain"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # whoever comes second finds everything up to date
+        config = chain_in(folder)
         execute(Pipeline(config), Run.at(config.run))
     return config
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_clusters_of_one_machine_stand_side_by_side(cluster: str, ray_session: s
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "configs", check=False)
     assert done.returncode == 1, done.stderr
     assert "done" in done.stdout.splitlines()
+
+
+def test_a_new_machine_needs_no_token_of_ours(tmp_path: Path) -> None:
+    """Ray asks for one by default, and nobody has made any."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    words = [sys.executable, "-m", "mmsrarec_ray.local", "--num-cpus", "1", "--", "echo", "done"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT / "configs", env=environment | {"HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "done" in done.stdout.splitlines()
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o77 == 0, "nobody else may read it"
 
 
 def test_a_job_joins_its_own_cluster_beside_a_newer_one(cluster: str) -> None:

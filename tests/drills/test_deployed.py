@@ -190,9 +190,8 @@ def test_a_node_is_killed_under_load(deployed: Deployed, book: Book) -> None:
 
 
 def test_another_bundle_goes_live_and_back_without_a_failed_request(deployed: Deployed, run: Run, book: Book) -> None:
-    first, old = run.published("pipeline")[0].fingerprint, deployed.bundle()
-    other, versions, taken = another_bundle(run), [old], []
-    with under(deployed.url) as load:
+    first, versions, taken = run.published("pipeline")[0].fingerprint, [deployed.bundle()], []
+    with another_bundle(run) as other, under(deployed.url) as load:
         before = len(load.answers)
         for pipeline in (other, first):
             began = time.monotonic()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import safetensors.numpy
 
 from mmsrarec_ray.adapters import ADAPTER, CHECKPOINTS
-from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.parts import read_part, read_parts
 from mmsrarec_ray.evaluate.lists import pool_of
@@ -22,10 +20,7 @@ from mmsrarec_ray.evaluate.stages import read_negatives, read_rankings
 from mmsrarec_ray.job import plan
 from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.pipeline import SUMMARY, Pipeline
-from mmsrarec_ray.rank.stage import TuneRecommender
-from mmsrarec_ray.store import Artefact, Folder, Run
-from tests.chain import SETTINGS
-from tests.kills import Killer
+from mmsrarec_ray.store import Artefact, Run
 
 
 @pytest.fixture(scope="module")
@@ -102,34 +97,6 @@ def test_the_adapter_is_what_stays_of_the_training(done: dict[str, Artefact]) ->
     assert facts["resumed_at"] == 0
     assert CHECKPOINTS not in folder.folders()
     assert (folder / ADAPTER).exists("adapter_model.safetensors")
-
-
-_COMPILER = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles its communication")
-
-
-@pytest.mark.parametrize(("deepspeed", "workers"), [("null", 1), pytest.param("zero2", 2, marks=_COMPILER)])
-def test_a_killed_worker_goes_on_from_its_checkpoint_and_learns_the_same(
-    done: dict[str, Artefact], pipeline: Config, tmp_path: Path, deepspeed: str, workers: int
-) -> None:
-    """The same as the one worker whom nobody killed, however the work is divided."""
-    divided = (f"train.workers={workers}", f"tune_recommender.deepspeed={deepspeed}")
-    stage = TuneRecommender(load(None, [f"data.path={pipeline.data.path}", f"run={pipeline.run}", *SETTINGS, *divided]))
-    inputs = {name: done[name] for name in ("dataset", "keywords", "retriever")}
-    killer, out, unbroken = Killer(tmp_path), Folder.at(str(tmp_path)), done["recommender"]
-    killer.start()
-    facts, expected = stage.run(out, inputs).metrics, unbroken.manifest.metrics
-    assert facts["resumed_at"] >= killer.killed_after >= 5
-    assert facts["steps"] == expected["steps"]
-    for loss in ("train_loss", "validation_loss"):
-        assert facts[loss] == pytest.approx(expected[loss], rel=1e-3)
-    learnt, weights = _weights(out / ADAPTER), _weights(unbroken.folder / ADAPTER)
-    assert learnt.keys() == weights.keys()
-    for name, values in weights.items():
-        assert np.linalg.norm(learnt[name] - values) <= 0.02 * np.linalg.norm(values), name
-
-
-def _weights(adapter: Folder) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load(adapter.read_bytes("adapter_model.safetensors"))
 
 
 def test_the_whole_catalogue_is_ranked_below_the_shortlist(done: dict[str, Artefact], pipeline: Config) -> None:

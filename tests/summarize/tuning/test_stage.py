@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +28,6 @@ from mmsrarec_ray.job import execute, plan
 from mmsrarec_ray.store import Artefact, Folder, Run
 from mmsrarec_ray.summarize.stage import Summarize
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
-from tests.kills import Killer
 
 ITEMS = 40
 SETTINGS = (
@@ -119,6 +122,22 @@ def test_keywords_name_the_adapter_and_other_weights_make_them_stale(done: dict[
     ]
     untuned = load(None, [*words, "summarize.tuned=false"])
     assert [step.stage.name for step in plan(Summarize(untuned), Run.at(config.run))] == ["prepare", "summarize"]
+
+
+class Killer(threading.Thread):
+    """Kills a training worker as soon as a whole checkpoint is in the folder."""
+
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)
+        self.folder, self.killed_after = folder, 0
+
+    def run(self) -> None:
+        while not (whole := sorted((self.folder / CHECKPOINTS).glob("*/complete"))):
+            time.sleep(0.02)
+        ours = psutil.Process(os.getpid()).children(recursive=True)
+        workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+        self.killed_after = int(whole[-1].parent.name)
+        workers[-1].kill()
 
 
 def test_a_killed_worker_goes_on_from_its_checkpoint_and_ends_with_the_very_weights(
