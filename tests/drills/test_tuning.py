@@ -89,35 +89,43 @@ def killed(cluster: Cluster, tuning: Tuning, book: Book) -> dict[str, np.ndarray
     return weights
 
 
-def test_the_summarizer_ends_with_the_very_weights_of_an_unbroken_run(
-    cluster: Cluster, tmp_path: Path, book: Book
-) -> None:
-    shop = shop_of(3, 1200)
-    pq.write_table(pa.Table.from_pylist([item_row(shop, index) for index in range(40)]), tmp_path / "items.parquet")
-    words = two_workers(cluster, "tune_summarizer", *SUMMARIZER, f"data.path={tmp_path}")
-    unbroken, broken = (
-        Tuning("tune_summarizer", "summarizer", words, tmp_path / name) for name in ("unbroken", "broken")
-    )
+def both(cluster: Cluster, job: str, artefact: str, tmp_path: Path, *settings: str) -> tuple[Tuning, Tuning]:
+    """One that nobody kills, run to its end, and one that is still to run."""
+    words = two_workers(cluster, job, *settings)
+    unbroken, broken = (Tuning(job, artefact, words, tmp_path / name) for name in ("unbroken", "broken"))
+    for each in (unbroken, broken):
+        each.run.mkdir()
+    return unbroken, broken
+
+
+def same_in_the_end(cluster: Cluster, unbroken: Tuning, broken: Tuning, book: Book) -> None:
     code, last, error = unbroken.start().end()
     assert code == 0, (last, error)
-    found, (_, expected) = killed(cluster, broken, book), learnt(unbroken.run, "summarizer")
+    found, (_, expected) = killed(cluster, broken, book), learnt(unbroken.run, unbroken.artefact)
     assert found.keys() == expected.keys()
     for name, values in found.items():
         np.testing.assert_array_equal(values, expected[name], name)
 
 
-def test_the_recommender_learns_what_one_worker_does_whom_nobody_kills(
+def test_the_summarizer_ends_with_the_very_weights_of_an_unbroken_run(
+    cluster: Cluster, tmp_path: Path, book: Book
+) -> None:
+    shop, data = shop_of(3, 1200), tmp_path / "data"
+    data.mkdir()
+    pq.write_table(pa.Table.from_pylist([item_row(shop, index) for index in range(40)]), data / "items.parquet")
+    tunings = both(cluster, "tune_summarizer", "summarizer", tmp_path, *SUMMARIZER, f"data.path={data}")
+    same_in_the_end(cluster, *tunings, book)
+
+
+def test_the_recommender_ends_with_the_very_weights_of_an_unbroken_run(
     cluster: Cluster, pipeline: Config, tmp_path: Path, book: Book
 ) -> None:
-    """What the work is divided into changes the order of sums, and nothing else."""
+    settings = (*CHAIN, f"data.path={pipeline.data.path}")
+    unbroken, broken = both(cluster, "tune_recommender", "recommender", tmp_path, *settings)
     for earlier in ("dataset", "keywords", "retriever"):
-        shutil.copytree(Path(pipeline.run) / earlier, tmp_path / earlier)
-    words = two_workers(cluster, "tune_recommender", *CHAIN, f"data.path={pipeline.data.path}")
-    found = killed(cluster, Tuning("tune_recommender", "recommender", words, tmp_path), book)
-    expected, weights = learnt(pipeline.run, "recommender")
-    made, _ = learnt(tmp_path, "recommender")
-    for loss in ("train_loss", "validation_loss"):
-        assert made.manifest.metrics[loss] == pytest.approx(expected.manifest.metrics[loss], rel=1e-3)
-    assert found.keys() == weights.keys()
-    for name, values in weights.items():
-        assert np.linalg.norm(found[name] - values) <= 0.02 * np.linalg.norm(values), name
+        for each in (unbroken, broken):
+            shutil.copytree(Path(pipeline.run) / earlier, each.run / earlier)
+    same_in_the_end(cluster, unbroken, broken, book)
+    # One worker learns the same but for the order of sums, of which Adam makes much where gradients are almost nothing.
+    alone, together = (learnt(run, "recommender")[0].manifest.metrics for run in (pipeline.run, broken.run))
+    assert together["train_loss"] == pytest.approx(alone["train_loss"], rel=5e-3)
