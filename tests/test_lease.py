@@ -99,13 +99,14 @@ def test_a_claim_withdrawn_and_made_again_while_it_is_read_is_read_again(folder:
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(come_and_go)
         try:
-            seen = []
-            while len(seen) < 200 or set(seen) != {None, False, True}:
+            seen, until = [], time.monotonic() + 60
+            while time.monotonic() < until and (len(seen) < 200 or set(seen) != {None, False, True}):
                 claim = mine._read(mine._file(theirs._claim))
                 seen.append(claim and claim.held)
         finally:
             over.set()
         going.result()
+    assert set(seen) == {None, False, True}
 
 
 def test_a_killed_process_of_this_machine_is_followed_at_once(folder: Folder) -> None:

@@ -101,7 +101,7 @@ def engine_environment(config: Config) -> dict[str, str]:
         environment["HF_HUB_OFFLINE"] = "1"  # nothing of a folder is looked up on a hub
     if not config.engine.gpus:
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
-        if config.engine.enforce_eager:  # else vLLM compiles its sampler at the first question: 18 s of one core
+        if config.engine.enforce_eager:  # else vLLM compiles its sampler at the first question
             environment["TORCHDYNAMO_DISABLE"] = "1"
     if _in_one_process(config.engine):
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else vLLM starts a worker process on a CPU all the same

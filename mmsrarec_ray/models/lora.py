@@ -1,7 +1,7 @@
 """Adapters on a CPU: a product of matrices for each adapter of a batch.
 
 vLLM's own fallback (vllm/lora/ops/torch_ops/lora_ops.py, 0.31) gathers the weights of every token's adapter, one copy a
-token: nine tenths of the time of a small model. And a token without an adapter has the number -1, for which it takes
+token: with a small model that is most of its time. And a token without an adapter has the number -1, for which it takes
 the last one's weights. These functions take the places of its three in the engine's process.
 """
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from mmsrarec_ray.config import load
 from mmsrarec_ray.models import lora
+from mmsrarec_ray.models.load import engine_arguments
 
 TOKENS, WIDTH, RANK, ADAPTERS = 7, 5, 3, 2
 
@@ -55,6 +58,14 @@ def test_widths_may_differ(indices: torch.Tensor, columns: int) -> None:
     common = min(WIDTH, columns)
     torch.testing.assert_close(output[:, :common], written_out(inputs, weights, indices)[:, :common])
     assert (output[:, common:] == 0).all()
+
+
+def test_engines_on_a_cpu_take_them_and_others_do_not() -> None:
+    for gpus, named in ((0, lora.OnCpu), (1, None)):
+        config = load(None, ["run=/tmp/run", "data.format=shop", f"engine.gpus={gpus}"])
+        name = engine_arguments(config, enable_lora=True).get("worker_extension_cls")
+        assert (name and resolve_obj_by_qualname(name)) == named
+        assert "worker_extension_cls" not in engine_arguments(config)
 
 
 def test_they_take_the_places_of_vllm_s() -> None:
