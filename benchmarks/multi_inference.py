@@ -67,9 +67,9 @@ class Model:
 
     def ask(self, questions: Sequence[Question], sampling: Any) -> list[str]:
         prompts: list[Any] = []
-        for question in questions:
+        for question, tokens in zip(questions, self.asker.tokens(questions), strict=True):
             picture = {"multi_modal_data": {"image": question.image}} if question.image is not None else {}
-            prompts.append({"prompt_token_ids": self.asker.tokens(question), **picture})
+            prompts.append({"prompt_token_ids": tokens, **picture})
         answers = self.engine.generate(prompts, sampling, lora_request=self.adapter, use_tqdm=False)
         for answer in answers:
             self.cost.inferences += 1

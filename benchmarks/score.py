@@ -101,9 +101,10 @@ def bare(config: Config, work: Work, adapter: str | None) -> float:
     prompts: list[Any] = []
     for history, neighbours, candidates in zip(*work, strict=True):
         user = asker.user(history, neighbours)
-        for question in (asker.question(user, int(candidate)) for candidate in candidates):
+        questions = [asker.question(user, int(candidate)) for candidate in candidates]
+        for question, tokens in zip(questions, asker.tokens(questions), strict=True):
             picture = {"multi_modal_data": {"image": question.image}} if question.image is not None else {}
-            prompts.append({"prompt_token_ids": asker.tokens(question), **picture})
+            prompts.append({"prompt_token_ids": tokens, **picture})
     warm = len(prompts) // 5
     model.generate(prompts[:warm], sampling, lora_request=request, use_tqdm=False)
     began = time.perf_counter()
@@ -117,7 +118,7 @@ def lengths(config: Config, work: Work) -> tuple[int, int]:
 
     asker = Asker(config, catalogue(config.rank.candidate))
     user = asker.user(work.histories[0], work.neighbours[0])
-    one, another = (asker.tokens(asker.question(user, int(candidate))) for candidate in work.candidates[0][:2])
+    one, another = asker.tokens([asker.question(user, int(candidate)) for candidate in work.candidates[0][:2]])
     pairs = zip(one, another, strict=False)
     return next(place for place, (first, second) in enumerate(pairs) if first != second), len(one)
 

@@ -259,9 +259,9 @@ def questions(bundle: Bundle, asked: list[str]) -> tuple[dict[str, list[Any]], A
         read = asker.user(history, neighbours)
         drawn = [asker.question(read, live.number(each.item_id), each.evidence) for each in told.candidates]
         found[user] = [
-            {"prompt_token_ids": asker.tokens(each)}
+            {"prompt_token_ids": tokens}
             | ({"multi_modal_data": {"image": each.image}} if each.image is not None else {})
-            for each in drawn
+            for each, tokens in zip(drawn, asker.tokens(drawn), strict=True)
         ]
     return found, SamplingParams(**asker.sampling)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,26 @@ class Asker:
         turn = [{"role": "user", "content": content(before, item, image is not None)}]
         return Question(self.processor.apply_chat_template(turn, add_generation_prompt=True), image)
 
-    def tokens(self, question: Question) -> list[int]:
-        """As the engine reads it. Raises InputError where it does not fit the model with an answer."""
-        tokens = self.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
+    def tokens(self, questions: Sequence[Question]) -> list[list[int]]:
+        """As the engine reads them; what questions about one user share is worked out once.
+
+        Raises InputError where one does not fit the model with an answer."""
+        return [self._fitting(*each) for each in zip(self._read(questions), questions, strict=True)]
+
+    def _read(self, questions: Sequence[Question]) -> list[list[int]]:
+        prompts = [question.prompt for question in questions]
+        shared = _shared(prompts) if len(prompts) > 1 else 0
+        if shared:
+            before, *after = self._encode([prompts[0][:shared], *(prompt[shared:] for prompt in prompts)])
+            # Whether a token spans the cut is told by what is around it, which is the same in all of them.
+            if before + after[0] == self._encode(prompts[:1])[0]:
+                return [before + each for each in after]
+        return self._encode(prompts)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return texts and self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _fitting(self, tokens: list[int], question: Question) -> list[int]:
         length = len(tokens) + (self.picture_tokens if question.image is not None else 0)
         if length >= self.config.model.max_model_len:
             raise InputError(
@@ -115,6 +133,12 @@ class Asker:
     def _text(self, number: int) -> str:
         item = self.catalogue.item(number)
         return item_text(item["title"], item["text"], self.config.rank.max_text_chars, self.control_tokens)
+
+
+def _shared(prompts: Sequence[str]) -> int:
+    """Characters of the lines that all begin with, but for the last of these: so all go on alike."""
+    lines = takewhile(lambda line: len(set(line)) == 1, zip(*(prompt.split("\n") for prompt in prompts), strict=False))
+    return sum(len(line) + 1 for line, *_ in [*lines][:-1])
 
 
 def p_yes(yes: float, no: float) -> float:

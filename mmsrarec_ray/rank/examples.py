@@ -233,7 +233,7 @@ class Writer:
             yield self._example(task, None if task == "interests" else positive, question, bullet(words))
 
     def _example(self, task: Task, number: int | None, question: Question, answer: str) -> dict[str, Any]:
-        self.asker.tokens(question)  # refuses now what would not fit when it is scored
+        self.asker.tokens([question])  # refuses now what would not fit when it is scored
         item = None if number is None else self.catalogue.ids[number].as_py()
         values = (task, item, question.prompt, answer, number if question.image is not None else None)
         return dict(zip(EXAMPLE.names, values, strict=True))

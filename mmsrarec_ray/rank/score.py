@@ -21,7 +21,7 @@ from mmsrarec_ray.data.frames import iter_tables
 from mmsrarec_ray.models.engine import ERROR, adapter_arguments, asked, engine_cpus, engines_heard, require_cpus
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.rank.answers import Answers, Keeper, keys_of
-from mmsrarec_ray.rank.ask import Asker, p_yes
+from mmsrarec_ray.rank.ask import Asker, Question, p_yes
 from mmsrarec_ray.rank.catalogue import Catalogue
 
 _REQUESTS = 2_000  # candidates in a block, about
@@ -123,16 +123,17 @@ class _Ask:
     def __call__(self, batch: pa.Table) -> Iterator[dict[str, list]]:
         for task in batch.to_pylist():
             user = self.asker.user(task["history"], task["neighbours"])
-            asked = zip(task["candidates"], task["evidence"], strict=True)
-            rows = [self._request(user, candidate, evidence) for candidate, evidence in asked]
+            told = zip(task["candidates"], task["evidence"], strict=True)
+            questions = [self.asker.question(user, candidate, evidence) for candidate, evidence in told]
+            tokens = self.asker.tokens(questions)
+            rows = [self._request(*each) for each in zip(questions, tokens, strict=True)]
             places = {"row": [task["row"]] * len(rows), "column": task["columns"]}
             yield places | {name: [row[name] for row in rows] for name in rows[0]}
 
-    def _request(self, user: str, candidate: int, evidence: str) -> dict[str, Any]:
-        question = self.asker.question(user, candidate, evidence)
+    def _request(self, question: Question, tokens: list[int]) -> dict[str, Any]:
         adapter = {"model": self.adapter} if self.adapter else {}
         return {
-            "tokenized_prompt": self.asker.tokens(question),
+            "tokenized_prompt": tokens,
             "multimodal_data": {"image": question.image} if question.image is not None else {},
             "sampling_params": self.asker.sampling,
             "answers": list(self.asker.answers),

@@ -71,7 +71,7 @@ class Engine:
         user = self._asker.user(history, neighbours)
         asked = zip(candidates, evidence, strict=True)
         questions = [self._asker.question(user, candidate, said) for candidate, said in asked]
-        return [(self._asker.tokens(question), question) for question in questions]
+        return list(zip(self._asker.tokens(questions), questions, strict=True))
 
     async def _score(self, tokens: list[int], question: Question) -> float:
         output = await self._generate(tokens, question.image, _parameters(self._asker.sampling), self._recommender)

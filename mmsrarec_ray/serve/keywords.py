@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+_LEAST = 1e-12  # a length to divide by where there are no keywords
+
 
 def words_of(keywords: str) -> list[str]:
     """The keywords of a line, as `rank.catalogue` writes it."""
@@ -27,8 +29,9 @@ class KeywordIndex:
         count = Counter(word for words in sets for word in words)
         self._rarest = 1 + math.log((1 + len(sets)) / 2)
         self._weight = {word: 1 + math.log((1 + len(sets)) / (1 + times)) for word, times in count.items()}
-        self._length = [self._norm(words) for words in sets]
+        self._length = np.array([self._norm(words) for words in sets])
         self._later: dict[int, list[str]] = {}
+        self._count = len(sets)
         holders: dict[str, list[int]] = {}
         for number, words in enumerate(sets):
             for word in words:
@@ -37,10 +40,8 @@ class KeywordIndex:
 
     def put(self, number: int, keywords: str) -> None:
         """New keywords of an item, or of one that follows those there are."""
-        words = words_of(keywords)
-        self._later[number] = words
-        self._length += [0.0] * (number + 1 - len(self._length))
-        self._length[number] = self._norm(words)
+        self._later[number] = words_of(keywords)
+        self._count = max(self._count, number + 1)
 
     def profile(self, lines: Iterable[tuple[str, float]]) -> dict[str, float]:
         """What a history is about. lines: keywords of its items, each with its share."""
@@ -52,19 +53,21 @@ class KeywordIndex:
 
     def cosines(self, profile: dict[str, float]) -> np.ndarray:
         """Of every item to a profile: float64 (n_items,), 0 where nothing is shared."""
-        sums = np.zeros(len(self._length))
+        length = math.sqrt(sum(weight**2 for weight in profile.values()))
+        cosines = np.zeros(self._count)
         for word, weight in profile.items():
             if word in self._holders:
-                sums[self._holders[word]] += weight * self._idf(word)
+                cosines[self._holders[word]] += weight * self._idf(word)
+        cosines[: len(self._length)] /= np.maximum(self._length * length, _LEAST)
         for number, words in self._later.items():
-            sums[number] = sum(profile.get(word, 0.0) * self._idf(word) for word in words)
-        length = math.sqrt(sum(weight**2 for weight in profile.values()))
-        return sums / np.maximum(np.array(self._length) * length, 1e-12)
+            shared = sum(profile.get(word, 0.0) * self._idf(word) for word in words)
+            cosines[number] = shared / max(self._norm(words) * length, _LEAST)
+        return cosines
 
     def holding(self, words: Iterable[str]) -> np.ndarray:
         """Which items have all of these keywords: bool (n_items,)."""
         wanted = set(words)
-        count = np.zeros(len(self._length), np.int64)
+        count = np.zeros(self._count, np.int64)
         for word in wanted:
             if word in self._holders:
                 count[self._holders[word]] += 1

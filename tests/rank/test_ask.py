@@ -43,12 +43,25 @@ def test_a_picture_that_cannot_be_used_is_left_out(catalogue: Catalogue) -> None
 def test_a_question_that_does_not_fit_is_refused_its_picture_counted(catalogue: Catalogue) -> None:
     roomy = Asker(config("rank.candidate=image"), catalogue)
     question = roomy.question(roomy.user([0], [1]), 3)
-    length = len(roomy.tokens(question)) + roomy.picture_tokens
+    length = len(roomy.tokens([question])[0]) + roomy.picture_tokens
     pixels = roomy.processor(text=[question.prompt], images=[[question.image]], add_special_tokens=False)
     assert length == len(pixels["input_ids"][0])
-    Asker(config("rank.candidate=image", f"model.max_model_len={length + 1}"), catalogue).tokens(question)
+    Asker(config("rank.candidate=image", f"model.max_model_len={length + 1}"), catalogue).tokens([question])
     with pytest.raises(InputError, match=rf"a question has {length} tokens: model\.max_model_len, {length}, must be"):
-        Asker(config("rank.candidate=image", f"model.max_model_len={length}"), catalogue).tokens(question)
+        Asker(config("rank.candidate=image", f"model.max_model_len={length}"), catalogue).tokens([question])
+
+
+@pytest.mark.parametrize("form", ["image", "text", "keywords"])
+def test_questions_about_one_user_are_read_as_each_alone(catalogue: Catalogue, form: str) -> None:
+    asker = Asker(config(f"rank.candidate={form}"), catalogue)
+    user = asker.user([0, 2], [1])
+    questions = [asker.question(user, number, "3 of them did") for number in range(4)]
+    together = asker.tokens(questions)
+    assert together == [asker.tokenizer(each.prompt, add_special_tokens=False)["input_ids"] for each in questions]
+    assert asker.tokens(questions[:1]) == together[:1]
+    assert asker.tokens([]) == []
+    strangers = [asker.question("", 0), asker.question("\n", 0)]  # nothing but the turn's opening is shared
+    assert asker.tokens(strangers) == [*asker.tokens(strangers[:1]), *asker.tokens(strangers[1:])]
 
 
 _EVIL = (
@@ -68,7 +81,7 @@ def test_no_control_token_of_an_item_reaches_the_model(form: str, evil: str) -> 
         words = pa.array([line("titles", said, None, None)] * 4)
         shown = items.append_column("image_uri", pa.nulls(4))
         asker = Asker(config(f"rank.candidate={form}"), Catalogue(pa.array(list("abcd")), words, shown))
-        tokens = asker.tokens(asker.question(asker.user([0, 1], [2]), 3))
+        [tokens] = asker.tokens([asker.question(asker.user([0, 1], [2]), 3)])
         added = set(asker.tokenizer.get_added_vocab().values())
         return [token for token in tokens if token in added]
 
