@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from ray.cluster_utils import Cluster
 
 from mmsrarec_ray.config import Config
@@ -44,6 +47,8 @@ REPLICAS = {
     "ranker": {"health_check_period_s": 2},
 }
 CROWD = 12
+REPORT_MS = "RAY_metrics_report_interval_ms"
+ANSWERED = "ray_serve_deployment_request_counter_total"
 
 
 @dataclass
@@ -58,14 +63,15 @@ class Deployed:
     folder: Path
     run: str
 
-    def deploy(self, **arguments: str) -> None:
+    def deploy(self, rankers: int = 1, **arguments: str) -> None:
         """As people give it; returns when what was deployed answers."""
+        ranker = {"ranker": REPLICAS["ranker"] | {"min_replicas": rankers, "max_replicas": rankers}}
         file = self.folder / "recommend.yaml"
         application = {
             "name": "recommend",
             "route_prefix": "/",
             "import_path": "serve_apps.recommend:build",
-            "args": {"run": self.run, **SERVED, **arguments, "serve": {"store": f"env:{STORE}", **REPLICAS}},
+            "args": {"run": self.run, **SERVED, **arguments, "serve": {"store": f"env:{STORE}", **REPLICAS, **ranker}},
         }
         options = {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2])}
         whole = {"proxy_location": "HeadOnly", "http_options": options, "applications": [application]}
@@ -91,10 +97,22 @@ class Deployed:
         except httpx.HTTPError:
             return False
 
-    def replicas(self, name: str) -> int:
-        """Those that run."""
+    def pids(self, name: str) -> set[int]:
+        """Processes of a deployment's replicas that run."""
         found = self.status()["deployments"][name]["replicas"]
-        return sum(each["state"] == "RUNNING" for each in found)
+        return {each["pid"] for each in found if each["state"] == "RUNNING"}
+
+    def ranked_by(self, pids: set[int]) -> Counter[int]:
+        """How many questions each ranker has answered, by process; a second old."""
+        told = httpx.get(f"{self.url}/metrics", timeout=30).text
+        names = {each["replica_id"]: each["pid"] for each in self.status()["deployments"]["Ranker"]["replicas"]}
+        counts: Counter[int] = Counter()
+        for family in text_string_to_metric_families(told):
+            for sample in family.samples:
+                pid = names.get(sample.labels.get("replica", ""))
+                if sample.name == ANSWERED and pid in pids:
+                    counts[pid] += int(sample.value)
+        return counts
 
     def bundle(self) -> str:
         return httpx.get(f"{self.url}/v1/models", timeout=30).json()["bundle"]["version"]
@@ -105,6 +123,7 @@ def deployed(pipeline: Config, tmp_path_factory: pytest.TempPathFactory) -> Iter
     dashboard, port = free_port(), free_port()
     with postgres_server() as postgres:
         os.environ[STORE] = store = postgres.database("service")  # the nodes' processes inherit it
+        os.environ[REPORT_MS] = "1000"  # and this, so that counts are fresh
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": dashboard}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
@@ -116,7 +135,7 @@ def deployed(pipeline: Config, tmp_path_factory: pytest.TempPathFactory) -> Iter
             yield made
         finally:
             cluster.shutdown()
-            del os.environ[STORE]
+            del os.environ[STORE], os.environ[REPORT_MS]
 
 
 @contextmanager
@@ -141,10 +160,10 @@ def crowd(url: str) -> Iterator[None]:
 
 
 def test_replicas_rise_and_fall_with_the_load(deployed: Deployed, book: Book) -> None:
-    began, line = time.monotonic(), [(0.0, deployed.replicas("Retriever"))]
+    began, line = time.monotonic(), [(0.0, len(deployed.pids("Retriever")))]
 
     def now() -> int:
-        count = deployed.replicas("Retriever")
+        count = len(deployed.pids("Retriever"))
         if count != line[-1][1]:
             line.append((time.monotonic() - began, count))
         return count
@@ -182,7 +201,7 @@ def test_a_node_is_killed_under_load(deployed: Deployed, book: Book) -> None:
         until(lambda: len(load.answers) > before + 2, what="an answer")
         until(lambda: load.steady() and len(load.answers) > before + 2 * STEADY, 180, "the service")
         seconds = time.monotonic() - killed
-        until(lambda: deployed.replicas("Ingress") == 2, 120, "the second ingress")
+        until(lambda: len(deployed.pids("Ingress")) == 2, 120, "the second ingress")
     seen = Seen.of(load, before, open_store(deployed.store))
     book.tell("serve, three nodes", "kill a node with an ingress", seconds, seen.lost, seen.doubled, str(seen))
     assert set(seen.failed) <= {"500", "503", "504", "RemoteProtocolError", "ReadError"}
@@ -207,3 +226,36 @@ def test_another_bundle_goes_live_and_back_without_a_failed_request(deployed: De
         book.tell("serve, three nodes", f"serve deploy: {what}", seconds, seen.lost, seen.doubled, str(seen))
     assert not seen.failed
     assert (seen.lost, seen.doubled) == (0, 0)
+
+
+def test_two_rankers_divide_the_users_and_stand_in_for_each_other(deployed: Deployed, book: Book) -> None:
+    deployed.deploy(rankers=2)
+    until(lambda: len(deployed.pids("Ranker")) == 2, 300, "the second ranker")
+    rankers = deployed.pids("Ranker")
+    shares = {user: asked_by_one(deployed, rankers, user) for user in ("u001", "u002", "u003", "u004", "u005", "u006")}
+    whose = {user: max(share, key=share.__getitem__) for user, share in shares.items()}
+    assert all(len(+share) == 1 for share in shares.values()), shares  # each user's at one of them
+    assert set(whose.values()) == rankers
+    with under(deployed.url) as load:
+        before, killed = len(load.answers), time.monotonic()
+        psutil.Process(whose["u001"]).kill()
+        until(lambda: len(load.answers) > before + 2, what="an answer")
+        until(lambda: load.steady() and len(load.answers) > before + 2 * STEADY, 120, "the other ranker")
+        seconds = time.monotonic() - killed
+        assert len(deployed.pids("Ranker") - {whose["u001"]}) == 1  # the other, alone: a new one takes longer
+        until(lambda: len(deployed.pids("Ranker") - {whose["u001"]}) == 2, 300, "a new ranker")
+        until(load.steady, 120, "whole answers")
+    seen = Seen.of(load, before, open_store(deployed.store))
+    book.tell("serve, three nodes", "kill one of two rankers", seconds, seen.lost, seen.doubled, str(seen))
+    assert not seen.failed
+    assert (seen.lost, seen.doubled) == (0, 0)
+
+
+def asked_by_one(deployed: Deployed, rankers: set[int], user: str) -> Counter[int]:
+    """How many of a user's requests each ranker answers."""
+    before, many = deployed.ranked_by(rankers), 4
+    for _ in range(many):
+        answer = httpx.post(f"{deployed.url}/v1/recommendations", json={"user_id": user, "k": 4}, timeout=60).json()
+        assert answer["ranked"], answer
+    until(lambda: (deployed.ranked_by(rankers) - before).total() >= many, 60, "counts")
+    return deployed.ranked_by(rankers) - before
