@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ class Watch(threading.Thread):
         return {"memory_mib": {k: round(v) for k, v in self.memory.items()}, "cpu_seconds": dict(seconds)}
 
 
+@contextmanager
+def watched() -> Iterator[Measured]:
+    """What a `Watch` saw while the block ran; filled when it ends."""
+    watch, measured = Watch(), {}
+    watch.start()
+    try:
+        yield measured
+    finally:
+        measured |= watch.end()
+
+
 def role(command: list[str]) -> str:
     line = " ".join(command)
     for beginning, name in ROLES.items():
@@ -92,12 +104,10 @@ def write_catalogue(folder: Path, size: int, changed: bool = False) -> None:
 
 def run_job(name: str, words: list[str]) -> Measured:
     """Seconds that a job takes from its start to its end, memory in MiB and processor seconds by kind of process."""
-    watch, began = Watch(), time.perf_counter()
-    watch.start()
-    command = [sys.executable, f"jobs/{name}.py", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    measured = watch.end()
+    began, command = time.perf_counter(), [sys.executable, f"jobs/{name}.py", *words]
+    with watched() as measured:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"jobs/{name}.py failed:\n{done.stderr[-2000:]}")
     return {"wall_seconds": round(seconds, 2), **measured}

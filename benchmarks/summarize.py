@@ -7,7 +7,7 @@ Part by part, each in processes of its own; a part that stands in the output is 
 - `job`: `jobs/summarize.py` on catalogues of several sizes. Speed is what further items cost, so starting is left out;
   memory is what processes hold beside what they share, at its highest; both of each kind of process.
 - `async engine`, `LLM.generate`: the same prompts, made before, go to vLLM's own two interfaces, warm. Both get the
-  job's arguments, threads, grammar and number of requests at a time. Their keywords are compared with the job's.
+  job's arguments, threads, grammar and number of requests at a time, and are watched as it is. Their keywords are compared with the job's.
 - `changed`: of the largest catalogue a hundredth has another title; what is known is taken over.
 - `two engines`: the job again with `engine.concurrency=2`, on as many cores; its keywords are compared.
 - `checkpoint`: memory of Ray Data's own checkpoint by the number of finished ids, beside the index of this project.
@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measure import Measured, Report, run_job, table, write_catalogue
+from measure import Measured, Report, run_job, table, watched, write_catalogue
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
@@ -209,7 +209,8 @@ def measure_bare(report: Report, work: Path, sizes: list[int], settings: list[st
     for interface in BARE:
 
         def compared(interface: str = interface) -> Measured:
-            measured = alone(bare, interface, config, data, warm, size)
+            with watched():  # it costs some time, here as in the job
+                measured = alone(bare, interface, config, data, warm, size)
             agreed = same(expected, measured.pop("keywords"))
             return measured | {"same": agreed}
 

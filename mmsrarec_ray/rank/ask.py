@@ -101,7 +101,7 @@ class Asker:
         return self._encode(prompts)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return texts and self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _fitting(self, tokens: list[int], question: Question) -> list[int]:
         length = len(tokens) + (self.picture_tokens if question.image is not None else 0)

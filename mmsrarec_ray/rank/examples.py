@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 
 from mmsrarec_ray.config import Config
-from mmsrarec_ray.data.frames import iter_tables
+from mmsrarec_ray.data.frames import iter_tables, read_parquet
 from mmsrarec_ray.data.log import Log
 from mmsrarec_ray.data.negatives import untouched
 from mmsrarec_ray.data.parts import write_part
@@ -76,8 +76,8 @@ def write_examples(source: Source, retriever: Folder, contexts: dict[str, int], 
     """
     folder = retriever / "contexts"
     files = [folder.file(name) for name in folder.files() if name.split("-")[0] in contexts]
-    rows = ray.data.read_parquet(files, filesystem=folder.filesystem, override_num_blocks=max(1, len(files)))
-    written = rows.repartition(target_num_rows_per_block=_ROWS).map_batches(
+    rows = read_parquet(folder, files).repartition(target_num_rows_per_block=_ROWS)
+    written = rows.map_batches(
         _Write,
         fn_constructor_args=(ray.put(source), list(contexts), out),
         batch_size=None,

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from mmsrarec_ray.data.frames import iter_tables, map_tables
+from mmsrarec_ray.data.frames import iter_tables, map_tables, read_parquet
 from mmsrarec_ray.store import Folder
 
 KEY = np.dtype("V16")
@@ -55,9 +55,7 @@ class Items:
     files: list[str]
 
     def read(self, columns: list[str] | None = None) -> ray.data.Dataset:
-        # One block a file: left alone, Ray cuts a few rows into hundreds of blocks.
-        blocks = max(1, len(self.files))
-        rows = ray.data.read_parquet(self.files, filesystem=self.folder.filesystem, override_num_blocks=blocks)
+        rows = read_parquet(self.folder, self.files)
         return rows.select_columns(columns) if columns else rows
 
     def index(self) -> np.ndarray:
