@@ -7,7 +7,8 @@ Part by part, each in processes of its own; a part that stands in the output is 
 - `job`: `jobs/summarize.py` on catalogues of several sizes. Speed is what further items cost, so starting is left out;
   memory is what processes hold beside what they share, at its highest; both of each kind of process.
 - `async engine`, `LLM.generate`: the same prompts, made before, go to vLLM's own two interfaces, warm. Both get the
-  job's arguments, threads, grammar and number of requests at a time, and are watched as it is. Their keywords are compared with the job's.
+  job's arguments, threads, grammar and number of requests at a time, and are watched as it is. Their keywords are
+  compared with the job's.
 - `changed`: of the largest catalogue a hundredth has another title; what is known is taken over.
 - `two engines`: the job again with `engine.concurrency=2`, on as many cores; its keywords are compared.
 - `checkpoint`: memory of Ray Data's own checkpoint by the number of finished ids, beside the index of this project.
