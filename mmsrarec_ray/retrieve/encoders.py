@@ -181,10 +181,14 @@ class SequenceEncoder(nn.Module, ABC):
     @contextmanager
     def _inference(self) -> Iterator[None]:
         before = self.training
-        self.eval()
+        self._set_training(False)
         with torch.inference_mode():
             yield
-        self.train(before)
+        self._set_training(before)
+
+    def _set_training(self, wanted: bool) -> None:
+        if self.training != wanted:  # going through all modules is no small part of what a single query costs
+            self.train(wanted)
 
 
 def load_encoder(folder: Folder) -> SequenceEncoder:
