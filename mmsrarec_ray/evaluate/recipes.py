@@ -210,7 +210,8 @@ class MmsraRecRecipe(RetrievalRecipe):
     code: tuple[str, ...] = (
         *RetrievalRecipe.code,
         *("methods/mmsrarec", "rank/score", "rank/answers", "rank/ask", "rank/catalogue", "rank/evidence"),
-        *("rank/prompts", "models/engine", "models/load", "summarize/prompts", "data/images", "data/frames"),
+        *("rank/prompts", "models/engine", "models/load", "models/lora", "summarize/prompts", "data/images"),
+        "data/frames",
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 
