@@ -317,6 +317,7 @@ def main() -> int:
     if options.one_process:
         one_process(options.run, options.settings)
         return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by children too
     settings, count = [*SETTINGS, *options.settings], options.requests
     bundle, report = Bundle.of(options.run, settings), Report(options.output)
     everybody = read_log(bundle.folder("dataset")).users.to_pylist()
