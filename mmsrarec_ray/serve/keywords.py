@@ -30,7 +30,7 @@ class KeywordIndex:
         self._rarest = 1 + math.log((1 + len(sets)) / 2)
         self._weight = {word: 1 + math.log((1 + len(sets)) / (1 + times)) for word, times in count.items()}
         self._length = np.array([self._norm(words) for words in sets])
-        self._later: dict[int, list[str]] = {}
+        self._later: dict[int, tuple[list[str], float]] = {}  # keywords and length
         self._count = len(sets)
         holders: dict[str, list[int]] = {}
         for number, words in enumerate(sets):
@@ -40,7 +40,8 @@ class KeywordIndex:
 
     def put(self, number: int, keywords: str) -> None:
         """New keywords of an item, or of one that follows those there are."""
-        self._later[number] = words_of(keywords)
+        words = words_of(keywords)
+        self._later[number] = words, self._norm(words)
         self._count = max(self._count, number + 1)
 
     def profile(self, lines: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -59,9 +60,9 @@ class KeywordIndex:
             if word in self._holders:
                 cosines[self._holders[word]] += weight * self._idf(word)
         cosines[: len(self._length)] /= np.maximum(self._length * length, _LEAST)
-        for number, words in self._later.items():
+        for number, (words, norm) in self._later.items():
             shared = sum(profile.get(word, 0.0) * self._idf(word) for word in words)
-            cosines[number] = shared / max(self._norm(words) * length, _LEAST)
+            cosines[number] = shared / max(norm * length, _LEAST)
         return cosines
 
     def holding(self, words: Iterable[str]) -> np.ndarray:
@@ -71,7 +72,7 @@ class KeywordIndex:
         for word in wanted:
             if word in self._holders:
                 count[self._holders[word]] += 1
-        for number, own in self._later.items():
+        for number, (own, _) in self._later.items():
             count[number] = len(wanted.intersection(own))
         return count == len(wanted)
 
