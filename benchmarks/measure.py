@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +35,15 @@ Measured = dict[str, Any]
 class Watch(threading.Thread):
     """Highest memory in MiB and seconds of processor time, by role, of this process's children while it runs.
 
-    Memory is resident memory that is shared with nobody; Ray's object store, which is shared, is counted apart.
+    Memory is resident memory that is shared with nobody; Ray's object store, which is shared, is counted apart. Of each
+    role also the most processes at a time, and the highest memory of one: summed, many and large look the same.
     """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.memory: dict[str, float] = defaultdict(float)
+        self.largest: dict[str, float] = defaultdict(float)
+        self.processes: dict[str, int] = defaultdict(int)
         self._seconds: dict[tuple[str, int], float] = {}
         self._over = threading.Event()
         self._before = shutil.disk_usage("/dev/shm").used
@@ -48,17 +51,22 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(1):
             now: dict[str, float] = defaultdict(float)
+            here: Counter[str] = Counter()
             for process in psutil.Process().children(recursive=True):
                 try:
                     command, memory, times = process.cmdline(), process.memory_info(), process.cpu_times()
                 except psutil.Error:  # it has just ended
                     continue
-                name = role(command)
-                now[name] += (memory.rss - memory.shared) / 2**20
+                name, own = role(command), (memory.rss - memory.shared) / 2**20
+                now[name] += own
+                here[name] += 1
+                self.largest[name] = max(self.largest[name], own)
                 self._seconds[name, process.pid] = times.user + times.system
             now["object store"] = (shutil.disk_usage("/dev/shm").used - self._before) / 2**20
             for name, held in now.items():
                 self.memory[name] = max(self.memory[name], held)
+            for name, count in here.items():
+                self.processes[name] = max(self.processes[name], count)
 
     def end(self) -> Measured:
         self._over.set()
@@ -66,7 +74,12 @@ class Watch(threading.Thread):
         seconds: dict[str, float] = defaultdict(float)
         for (name, _), spent in self._seconds.items():
             seconds[name] += spent
-        return {"memory_mib": {k: round(v) for k, v in self.memory.items()}, "cpu_seconds": dict(seconds)}
+        return {
+            "memory_mib": {k: round(v) for k, v in self.memory.items()},
+            "largest_mib": {k: round(v) for k, v in self.largest.items()},
+            "processes": dict(self.processes),
+            "cpu_seconds": dict(seconds),
+        }
 
 
 @contextmanager

@@ -43,7 +43,7 @@ GROWS_WITH = {"prepare": "interactions", "summarize": "items", "retrieve": "inte
 ASKS_THE_MODEL = ["tune_summarizer", "summarize", "tune_recommender", "score mmsrarec"]
 SETTINGS = (
     *("data.format=tables", "data.items=items", "data.interactions=interactions", "summarize.tuned=false"),
-    *("methods.sasrec.dim=32", "methods.sasrec.heads=1", "methods.sasrec.epochs=1", "retrieve.index=hnsw"),
+    *("methods.sasrec.dim=32", "methods.sasrec.heads=1", "methods.sasrec.epochs=1", "retrieve.index=ivf_pq"),
     *("evaluate.methods=[random, popularity, itemknn]", "evaluate.bootstrap=200", "ray.num_cpus=6"),
 )
 LENGTH = 10  # interactions of a user

@@ -5,7 +5,8 @@
 Part by part, each in processes of its own; a part that stands in the output is not measured again:
 
 - `job`: `jobs/summarize.py` on catalogues of several sizes. Speed is what further items cost, so starting is left out;
-  memory is what processes hold beside what they share, at its highest; both of each kind of process.
+  memory is what processes hold beside what they share, at its highest; both of each kind of process, with the number of
+  its processes and the largest of them.
 - `async engine`, `LLM.generate`: the same prompts, made before, go to vLLM's own two interfaces, warm. Both get the
   job's arguments, threads, grammar and number of requests at a time, and are watched as it is. Their keywords are
   compared with the job's.
@@ -228,7 +229,8 @@ def tell(parts: dict[str, Any], sizes: list[int]) -> None:
     start, small, full, largest = sizes
     table("what | items/s | of the async engine | equal keywords", speeds(parts, small, full))
     shown = [f"{size:,} items" for size in sizes]
-    for unit, key in (("MiB at most", "memory_mib"), ("processor seconds", "cpu_seconds")):
+    kinds = ("MiB at most", "memory_mib"), ("MiB of the largest process", "largest_mib"), ("processes", "processes")
+    for unit, key in (*kinds, ("processor seconds", "cpu_seconds")):
         measured = [parts[f"job {size}"][key] for size in sizes]
         names = sorted(set().union(*measured))
         table(
