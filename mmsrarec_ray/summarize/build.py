@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.models.smollm2 import find_gguf
+from mmsrarec_ray.models.teacher import find_weights
 from mmsrarec_ray.store import Artefact, Folder, source_fingerprint
 from mmsrarec_ray.summarize import align, teach
 from mmsrarec_ray.summarize.build_tiny import build_tiny
@@ -25,7 +26,7 @@ class BuildModel(Stage):
         *("data/shop", "models/architecture", "models/tokenizer", "models/pretrain_vision", "models/smollm2"),
         *("summarize/build_tiny", "summarize/teach", "summarize/lessons", "summarize/reading"),
         *("summarize/evaluate_tiny", "summarize/compact", "summarize/align", "summarize/catalogue"),
-        *("summarize/targets", "summarize/examine"),
+        *("summarize/targets", "summarize/examine", "summarize/distil", "summarize/probe", "models/teacher"),
         *("summarize/prompts", "summarize/keywords"),
     )
 
@@ -36,7 +37,7 @@ class BuildModel(Stage):
     @property
     def recipe(self) -> teach.Recipe | align.Alignment:
         if self._compact:
-            return align.SMOKE if self.config.build.smoke else align.Alignment()
+            return align.alignment(taught=self.config.build.teacher is not None, smoke=self.config.build.smoke)
         return teach.SMOKE if self.config.build.smoke else teach.Recipe()
 
     def requires(self) -> list[Stage]:
@@ -48,8 +49,8 @@ class BuildModel(Stage):
     def sources(self) -> dict[str, str]:
         if not self._compact:
             return {}
-        gguf = self._gguf()
-        return {"gguf": source_fingerprint(Folder.at(str(gguf.parent)), [gguf.name])}
+        files = {"gguf": self._gguf()} | ({"teacher": find_weights()} if self.config.build.teacher else {})
+        return {name: source_fingerprint(Folder.at(str(file.parent)), [file.name]) for name, file in files.items()}
 
     def engine(self) -> dict[str, Any]:
         import torch
@@ -63,6 +64,8 @@ class BuildModel(Stage):
     def check(self) -> None:
         if self._compact:
             self._gguf()
+            if self.config.build.teacher:
+                find_weights()
 
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         out.clear()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoProcessor,
@@ -20,11 +21,14 @@ from transformers import (
 
 from mmsrarec_ray.models.architecture import build_model, build_processor, normalise
 from mmsrarec_ray.models.smollm2 import find_gguf, load_text_model, load_tokenizer
+from mmsrarec_ray.models.teacher import STRIDE, Teacher
 from mmsrarec_ray.store import Folder, fingerprint
+from mmsrarec_ray.summarize import distil
 from mmsrarec_ray.summarize.align import Aligner, Alignment, align, start_connector
-from mmsrarec_ray.summarize.catalogue import TRAIN, Catalogue, draw_on, read_rows
+from mmsrarec_ray.summarize.catalogue import TEST, TRAIN, VALIDATION, Catalogue, draw_on, read_rows
 from mmsrarec_ray.summarize.examine import examine
 from mmsrarec_ray.summarize.lessons import IMAGE_ONLY
+from mmsrarec_ray.summarize.probe import compare
 
 _WHITENING_PICTURES = 400
 
@@ -84,22 +88,66 @@ def align_on(
         raise FileExistsError(f"out must be a folder that does not exist yet. Got {out}.")
     processor = build_processor(settings.vision, tokenizer)
     catalogue = _catalogue(dataset, processor, settings, cache)
-    aligner = Aligner(start_model(catalogue, text, tokenizer, settings), catalogue, settings)
+    model = start_model(catalogue, text, tokenizer, settings)
+    taught = _taught(model, catalogue, dataset, tokenizer, settings, cache)
+    aligner = Aligner(model, catalogue, settings)
     align(aligner, cache / f"aligned-{fingerprint(asdict(settings))}.pt")
     unfinished = out.with_name(out.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     aligner.model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
-    figures = finish(unfinished, dataset, settings, cache)
+    figures = finish(unfinished, dataset, settings, cache, taught)
     unfinished.replace(out)
     return figures
 
 
-def finish(folder: Path, dataset: Folder, settings: Alignment, cache: Path) -> dict[str, Any]:
-    """Examine a model folder as anyone would load it, and put the figures beside the weights."""
+def _taught(
+    model: Idefics3ForConditionalGeneration,
+    catalogue: Catalogue,
+    dataset: Folder,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: Alignment,
+    cache: Path,
+) -> dict[str, Any]:
+    """Let the tower learn from the teacher where there is one; what it knows then, on pictures it has not seen.
+
+    `explained`: shares of the teacher's variance, on test pictures. `probe`: how well labels can be told from features
+    of the tower before and after, and from the teacher's own (`summarize.probe`).
+    """
+    if settings.distillation is None:
+        return {}
+    side = settings.vision.side
+    large = build_processor(replace(settings.vision, image_size=side * STRIDE, patch_size=STRIDE), tokenizer)
+    pictures, _ = draw_on(read_rows(dataset, settings.items_per_split, settings.seed), large, cache)
+    items = {split: catalogue.fitting(split, IMAGE_ONLY) for split in (TRAIN, VALIDATION, TEST)}
+    rows = {split: np.array([item.picture for item in each], np.int64) for split, each in items.items()}
+    distiller = distil.Distiller(model, Teacher(side), pictures, rows[TRAIN], settings.distillation)
+    before = {split: distiller.sees(each) for split, each in rows.items()}
+    name = fingerprint([asdict(settings.vision), asdict(settings.distillation), settings.seed])
+    distil.distil(distiller, rows[VALIDATION], cache / f"distilled-{name}.pt")
+    figures = cache / f"distilled-{name}.json"
+    if not figures.exists():
+        features = {
+            "tower before": before,
+            "tower": {split: distiller.sees(each) for split, each in rows.items()},
+            "teacher": {split: distiller.teacher_sees(each) for split, each in rows.items()},
+        }
+        marks = {split: catalogue.marks(each).bool().numpy() for split, each in items.items()}
+        told = {"explained": distiller.explained(rows[TEST]), "probe": compare(features, marks, settings.seed)}
+        _write(figures, told)
+    return json.loads(figures.read_text())
+
+
+def finish(
+    folder: Path, dataset: Folder, settings: Alignment, cache: Path, taught: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Examine a model folder as anyone would load it, and put the figures beside the weights. taught: those of what the
+    tower learnt before."""
     model, processor = _load(folder)
     catalogue = _catalogue(dataset, processor, settings, cache)
     figures = examine(model, processor, catalogue, settings.exam_items, settings.seed)
+    if taught:
+        figures["picture by itself"] = dict(taught)
     _write(folder / "figures.json", figures | {"settings": asdict(settings)})
     card = CARD.format(
         parameters=sum(parameter.numel() for parameter in model.parameters()),

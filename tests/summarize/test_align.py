@@ -18,7 +18,7 @@ from mmsrarec_ray.errors import ArtefactError, InputError
 from mmsrarec_ray.models.architecture import build_processor
 from mmsrarec_ray.models.tokenizer import train_tokenizer
 from mmsrarec_ray.store import MANIFEST, Folder
-from mmsrarec_ray.summarize.align import SMOKE, Aligner, align
+from mmsrarec_ray.summarize.align import SMOKE, Aligner, align, alignment
 from mmsrarec_ray.summarize.catalogue import Catalogue, Fields, Item, distort, draw_on, read_rows, step_items
 from mmsrarec_ray.summarize.compact import align_on, start_model
 from mmsrarec_ray.summarize.examine import Answer, constant_guess, image_figures, overlap, text_figures, total
@@ -301,6 +301,17 @@ def test_the_whole_build_leaves_a_model_that_loads_and_its_figures(dataset, toke
     assert loaded.lm_head.weight is loaded.model.text_model.embed_tokens.weight
     with pytest.raises(FileExistsError):
         align_on(Path(out), dataset, new_text_model(tokenizer), tokenizer, SMOKE, tmp_path / "cache")
+
+
+def test_with_a_teacher_the_figures_say_what_the_tower_knew_before_it_spoke(dataset, tokenizer, tmp_path):
+    cache, settings = tmp_path / "cache", alignment(taught=True, smoke=True)
+    figures = align_on(tmp_path / "model", dataset, new_text_model(tokenizer), tokenizer, settings, cache)
+    told = json.loads((tmp_path / "model" / "figures.json").read_text())["picture by itself"]
+    assert told == figures["picture by itself"]
+    assert list(told["explained"]) == ["place", "whole"]
+    assert {"commonest labels", "tower before", "tower", "teacher"} < set(told["probe"])
+    assert told["probe"]["items"] == 7  # of eight test films one has no poster
+    assert told["probe"]["teacher"]["value"] == 1  # posters of two colours
 
 
 # Figures.
