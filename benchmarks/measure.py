@@ -10,7 +10,10 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +108,18 @@ def write_catalogue(folder: Path, size: int, changed: bool = False) -> None:
     """So many items of the drawn shop; `changed`: one of a hundred has another title."""
     if (folder / "complete").exists():
         return
-    shop = shop_of(0, max(size, 1200))
     (folder / "items").mkdir(parents=True, exist_ok=True)
-    for first in range(0, size, ROWS_PER_FILE):
-        rows = [item_row(shop, number) for number in range(first, min(first + ROWS_PER_FILE, size))]
-        for row in rows[::SHARE] if changed else []:
-            row["title"] = f"{row['title'] or ''} again".strip()
-        pq.write_table(pa.Table.from_pylist(rows), folder / "items" / f"{first:08}.parquet", row_group_size=500)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(_write_file, folder / "items", size, changed), range(0, size, ROWS_PER_FILE)))
     (folder / "complete").touch()
+
+
+def _write_file(folder: Path, size: int, changed: bool, first: int) -> None:
+    shop = shop_of(0, max(size, 1200))
+    rows = [item_row(shop, number) for number in range(first, min(first + ROWS_PER_FILE, size))]
+    for row in rows[::SHARE] if changed else []:
+        row["title"] = f"{row['title'] or ''} again".strip()
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{first:08}.parquet", row_group_size=500)
 
 
 def run_job(name: str, words: list[str]) -> Measured:
