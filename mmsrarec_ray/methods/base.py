@@ -96,8 +96,13 @@ class Method(ABC):
             yield rows, part, self.score_all(part)
 
     def answer(self, queries: Queries, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Both at once, `score` of the candidates and the items of `recommend`: an engine need start only once."""
-        return self.score(queries, candidates), self.recommend(queries, k)[0]
+        """Both at once, `score` of the candidates and the items of `recommend`: the catalogue is scored only once."""
+        scores = [np.zeros((0, candidates.shape[1]), np.float32)]
+        items = [np.zeros((0, k), np.int64)]
+        for rows, part, found in self.score_chunks(queries):
+            scores.append(np.take_along_axis(found, candidates[rows].astype(np.int64), 1))
+            items.append(best(masked(found, part, self.pool), k)[0])
+        return np.concatenate(scores), np.concatenate(items)
 
 
 def masked(scores: np.ndarray, queries: Queries, pool: np.ndarray, exclude_seen: bool = True) -> np.ndarray:

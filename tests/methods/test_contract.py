@@ -143,6 +143,17 @@ def test_recommendations_are_the_best_of_the_pool(name: str, fitted: Callable, c
 
 
 @pytest.mark.parametrize("name", BUILD)
+def test_both_answers_at_once_are_those_given_one_by_one(name: str, fitted: Callable, cases: Cases) -> None:
+    method, queries = fitted(name), cases.queries
+    candidates = np.random.default_rng(0).integers(0, N_ITEMS, (len(queries), 5))
+    scores, items = method.answer(queries, candidates, 6)
+    np.testing.assert_allclose(scores, method.score(queries, candidates), atol=1e-5)
+    assert (items == method.recommend(queries, 6)[0]).all()
+    nobody = method.answer(Queries(Sequences.of([]), np.zeros(0, np.int64)), candidates[:0], 6)
+    assert [array.shape for array in nobody] == [(0, 5), (0, 6)]
+
+
+@pytest.mark.parametrize("name", BUILD)
 def test_an_empty_history_and_unknown_items_are_answered(name: str, fitted: Callable) -> None:
     method = fitted(name)
     histories = Sequences.of([[], [N_ITEMS - 1], [0, 2, 4, 6]], np.array([900, 901, 902]))
