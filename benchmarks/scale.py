@@ -122,15 +122,31 @@ def grown(sizes: list[int], values: list[float], target: int) -> tuple[float, fl
     return values[0] + float(value[-1]) * ((target - sizes[0]) / float(size[-1])) ** exponent, exponent
 
 
+def carried_on(sizes: list[int], values: list[float], target: int) -> float:
+    """Memory at another size: on by the line through the last two points, or as it is where it does not grow there.
+
+    What processes take to fill their buffers shows in the first points, and is not to be multiplied.
+    """
+    if len(set(sizes[-2:])) == 1:
+        return grown(sizes[-1:], values[-1:], target)[0]
+    slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
+    return values[-1] + max(0.0, slope) * (target - sizes[-1])
+
+
 def project(points: dict[str, list[Measured]], target: dict[str, int]) -> list[dict[str, Any]]:
-    """What each measured stage would take at another size."""
+    """What each measured stage would take at another size; from the points with as many interactions an item as there
+    are in `target`, or, of a stage without such, from all."""
     rows = []
-    for stage, measured in points.items():
+    for stage, every in points.items():
         axis = GROWS_WITH[stage]
+        alike = [
+            each for each in every if each["interactions"] * target["items"] == each["items"] * target["interactions"]
+        ]
+        measured = alike or every
         sizes, row = [each[axis] for each in measured], {"stage": stage, "from": measured[-1][axis], "of": axis}
         cpu = [sum(each["cpu_seconds"].values()) / 3600 for each in measured]
         row["cpu_hours"], row["exponent"] = grown(sizes, cpu, target[axis])
-        row["driver_gib"], _ = grown(sizes, [memory(each)["driver"] for each in measured], target[axis])
+        row["driver_gib"] = carried_on(sizes, [memory(each)["driver"] for each in measured], target[axis])
         row["storage_gib"], _ = grown(sizes, [each["bytes"] / GIB for each in measured], target[axis])
         rows.append(row)
     return rows
@@ -162,7 +178,8 @@ def tell_projection(rows: list[dict[str, Any]], target: dict[str, int]) -> None:
     print(
         "\nAssumed: beyond what its smallest point takes, which is starting, a stage grows with its interactions"
         " (summarize: with its items) by the exponent of its last three points, at least 1, from the largest point on;"
-        " the exponent shown is that of CPU hours. Nothing else limits it. CPU hours are processor"
+        " the exponent shown is that of CPU hours. The driver's memory goes on by the line through the last two points."
+        " Points with as many interactions an item count. Nothing else limits it. CPU hours are processor"
         " time, so hours on n cores are these over n where a stage has as many shards; a stage of one shard is one"
         " process, whose memory must fit a node. summarize's CPU hours are those of the tiny model: for the model that"
         " counts see below."

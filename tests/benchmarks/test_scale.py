@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.scale import LENGTH, grown, memory, points_of, project, tell_projection, write_interactions
+from benchmarks.scale import LENGTH, carried_on, grown, memory, points_of, project, tell_projection, write_interactions
 
 
 def point(stage: str, size: int, seconds: float, driver: float = 1024) -> dict[str, Any]:
@@ -35,6 +35,22 @@ def test_beyond_its_start_a_value_grows_by_the_exponent_of_the_last_points() -> 
     assert grown([10, 110], [5.0, 6.0], 1_010) == pytest.approx((15, 1))
     assert grown([10, 110], [5.0, 4.0], 1_010) == (4, 0)
     assert grown([10], [5.0], 1_000) == (500, 1)
+
+
+def test_memory_goes_on_by_the_line_of_the_last_points_and_never_falls() -> None:
+    assert carried_on([10, 100, 200], [1.0, 5.0, 6.0], 400) == pytest.approx(8)
+    assert carried_on([10, 100, 200], [1.0, 5.0, 4.0], 400) == 4
+    assert carried_on([10], [5.0], 1_000) == 500
+
+
+def test_points_with_other_interactions_an_item_are_left_out_where_there_are_any_alike() -> None:
+    target = {"items": 1_000, "interactions": 10_000}
+    alike, other = point("prepare", 100, 7), point("prepare", 100, 70) | {"interactions": 50_000}
+    [row] = project({"prepare": [alike, other]}, target)
+    assert row["from"] == 1_000
+    assert row["cpu_hours"] == pytest.approx(10 * 2 * 7 / 3600)
+    [row] = project({"prepare": [other]}, target)
+    assert row["from"] == 50_000
 
 
 def test_a_projection_goes_on_from_the_largest_point(capsys: pytest.CaptureFixture[str]) -> None:
