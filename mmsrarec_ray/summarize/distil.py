@@ -39,7 +39,7 @@ class Distillation:
     """How a tower is taught. Counts are a step's, unless they say otherwise."""
 
     seed: int = 50_000_001
-    steps: int = 2_000
+    steps: int = 1_500
     """All steps."""
     pictures: int = 24
     rate: float = 1e-3
