@@ -59,6 +59,17 @@ def environment() -> Iterator[None]:
             os.environ[name] = value
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in a fixed order: what is equal must be equal to the bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def ray_session(environment: None) -> Iterator[str]:
     """A Ray of four logical CPUs; the address for jobs that shall join it."""

@@ -10,13 +10,10 @@ checkpoint is the run that was never stopped.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +28,7 @@ from mmsrarec_ray.models.pretrain_vision import see
 from mmsrarec_ray.summarize import distil
 from mmsrarec_ray.summarize.catalogue import TRAIN, VALIDATION, Catalogue, Fields, Item, distort, step_items
 from mmsrarec_ray.summarize.lessons import BOTH, IMAGE_ONLY, TEXT_ONLY, Form, LanguageBatch
+from mmsrarec_ray.summarize.training import rate_share, read_state, write_state
 
 Precision = Literal["float32", "bfloat16"]
 _TRIALS = 3
@@ -85,8 +83,7 @@ class Alignment:
         """Share of the highest learning rate at a step: a warm-up and a cosine in each of the two parts."""
         alone = step < self.vision_steps
         since, length = (step, self.vision_steps) if alone else (step - self.vision_steps, self.speaking_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * since / length))
-        return min(1.0, (since + 1) / self.warmup_steps) * (self.last_rate_share + (1 - self.last_rate_share) * cosine)
+        return rate_share(since, length, since, self.warmup_steps, self.last_rate_share)
 
 
 SMOKE = Alignment(
@@ -299,30 +296,21 @@ class Aligner:
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
-        unfinished = path.with_name(path.name + ".part")
         state = {
-            "settings": _identity(self.settings),
             "step": self.step,
             "precision": self.precision,
             "weights": self._state(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        write_state(path, self.settings, state)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ValueError where it was made with other settings."""
-        state = torch.load(path, weights_only=True)
-        if state["settings"] != _identity(self.settings):
-            raise ValueError(f"a run can only be resumed with its own settings. {path} has {state['settings']}.")
+        state = read_state(path, self.settings)
         self.step, self.precision, self.best = state["step"], state["precision"], state["best"]
         self.whole.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def _identity(settings: Alignment) -> str:
-    return json.dumps(asdict(settings))
 
 
 def measure_precision(aligner: Aligner) -> dict[Precision, float]:

@@ -27,7 +27,7 @@ class BuildModel(Stage):
         *("summarize/build_tiny", "summarize/teach", "summarize/lessons", "summarize/reading"),
         *("summarize/evaluate_tiny", "summarize/compact", "summarize/align", "summarize/catalogue"),
         *("summarize/targets", "summarize/examine", "summarize/distil", "summarize/probe", "models/teacher"),
-        *("summarize/prompts", "summarize/keywords"),
+        *("summarize/training", "summarize/prompts", "summarize/keywords"),
     )
 
     @property

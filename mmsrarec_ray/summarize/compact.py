@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.models.architecture import build_model, build_processor, normalise
 from mmsrarec_ray.models.smollm2 import find_gguf, load_text_model, load_tokenizer
 from mmsrarec_ray.models.teacher import STRIDE, Teacher
@@ -119,7 +120,13 @@ def _taught(
     side = settings.vision.side
     large = build_processor(replace(settings.vision, image_size=side * STRIDE, patch_size=STRIDE), tokenizer)
     pictures, _ = draw_on(read_rows(dataset, settings.items_per_split, settings.seed), large, cache)
-    items = {split: catalogue.fitting(split, IMAGE_ONLY) for split in (TRAIN, VALIDATION, TEST)}
+    items = {
+        split: [item for item in catalogue.fitting(split, IMAGE_ONLY) if {*item.image_keywords} & {*catalogue.labels}]
+        for split in (TRAIN, VALIDATION, TEST)
+    }
+    missing = [split for split, each in items.items() if not each]
+    if missing:
+        raise InputError(f"build.teacher: no {missing[0]} items with a picture and a label that training items have.")
     rows = {split: np.array([item.picture for item in each], np.int64) for split, each in items.items()}
     distiller = distil.Distiller(model, Teacher(side), pictures, rows[TRAIN], settings.distillation)
     before = {split: distiller.sees(each) for split, each in rows.items()}
@@ -160,7 +167,9 @@ def finish(
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    unfinished.replace(path)
 
 
 def build_compact(

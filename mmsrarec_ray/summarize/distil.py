@@ -12,12 +12,9 @@ checkpoint is the run that was never stopped.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +27,7 @@ from mmsrarec_ray.models.architecture import normalise
 from mmsrarec_ray.models.pretrain_vision import see
 from mmsrarec_ray.models.teacher import WIDTH, Teacher
 from mmsrarec_ray.summarize.catalogue import distort
+from mmsrarec_ray.summarize.training import rate_share, read_state, write_state
 
 _BATCH = 32
 
@@ -53,12 +51,7 @@ class Distillation:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step: a warm-up and a cosine."""
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return (
-            self.rate
-            * min(1.0, (step + 1) / self.warmup_steps)
-            * (self.last_rate_share + (1 - self.last_rate_share) * cosine)
-        )
+        return self.rate * rate_share(step, self.steps, step, self.warmup_steps, self.last_rate_share)
 
 
 SMOKE = Distillation(steps=8, pictures=4, warmup_steps=2, scaled_by=8, checkpoint_every=4, report_every=4)
@@ -184,21 +177,12 @@ class Distiller:
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
-        unfinished = path.with_name(path.name + ".part")
-        state = {
-            "settings": json.dumps(asdict(self.settings)),
-            "step": self.step,
-            "taught": self.taught.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        state = {"step": self.step, "taught": self.taught.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write_state(path, self.settings, state)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ValueError where it was made with other settings."""
-        state = torch.load(path, weights_only=True)
-        if state["settings"] != json.dumps(asdict(self.settings)):
-            raise ValueError(f"a run can only be resumed with its own settings. {path} has {state['settings']}.")
+        state = read_state(path, self.settings)
         self.step = state["step"]
         self.taught.load_state_dict(state["taught"])
         self.optimizer.load_state_dict(state["optimizer"])

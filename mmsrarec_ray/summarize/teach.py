@@ -10,12 +10,9 @@ checkpoint is the run that was never stopped.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +27,7 @@ from mmsrarec_ray.models.architecture import TextSettings, VisionSettings
 from mmsrarec_ray.models.pretrain_vision import VisionHeads, augment, see
 from mmsrarec_ray.summarize.lessons import BOTH, IMAGE_ONLY, TEXT_ONLY, LanguageBatch, Lessons, Pictures
 from mmsrarec_ray.summarize.reading import Reading, ReadingBatch, draw_sheet, draw_shown
+from mmsrarec_ray.summarize.training import rate_share, read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,7 @@ class Recipe:
     def rate(self, step: int) -> float:
         """The learning rate of a step: a short warm-up at the start of each part, over one cosine."""
         since = step if step < self.vision_steps else step - self.vision_steps
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        share = self.last_rate_share + (1 - self.last_rate_share) * cosine
-        return self.learning_rate * min(1.0, (since + 1) / self.warmup_steps) * share
+        return self.learning_rate * rate_share(step, self.steps, since, self.warmup_steps, self.last_rate_share)
 
 
 SMOKE = Recipe(
@@ -247,22 +243,17 @@ class Teacher:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint in place of the last one, whole or not at all."""
-        unfinished = path.with_suffix(".part")
         state = {
-            "recipe": json.dumps(asdict(self.recipe)),
             "step": self.step,
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        write_state(path, self.recipe, state)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ValueError where it was made with another recipe."""
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise ValueError(f"a run can only be resumed with its own recipe. {path} has {state['recipe']}.")
+        state = read_state(path, self.recipe)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])

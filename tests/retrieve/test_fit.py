@@ -15,19 +15,13 @@ from mmsrarec_ray.retrieve.validate import expected_ndcg, shares_above
 from mmsrarec_ray.settings import Encoder as EncoderSettings
 from mmsrarec_ray.store import Folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N_ITEMS = 20  # the last is in no sequence
 CYCLE = 19
 SETTINGS = EncoderSettings(
     dim=16, layers=1, heads=2, max_length=11, dropout=0.1, batch_users=16, learning_rate=1e-2, epochs=25, patience=25
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cycles(n, seed):

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
-import torch
 from torch.nn.utils import parameters_to_vector
 
 from mmsrarec_ray import workers
@@ -80,14 +79,12 @@ def test_a_killed_run_ends_like_an_unbroken_one_and_the_finished_are_left_alone(
     assert not any("sasrec" in line for line in lines)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_two_workers_learn_what_one_does(broken, tmp_path):
     (short, _), facts, _ = broken
     alone = replace(short, folder=task(tmp_path).folder)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     # Not to the bit: Adam makes whole steps of gradients that are almost zero, whose sign is rounding.
     np.testing.assert_allclose(fit(alone, 100).scores, facts[0].scores, atol=0.05)
-    torch.set_num_threads(before)
     one, two = (parameters_to_vector(load_encoder(each.folder).parameters()) for each in (alone, short))
     assert (one - two).norm() < 0.3 * one.norm()  # of another seed: 1.4
 

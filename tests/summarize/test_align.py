@@ -27,21 +27,14 @@ from mmsrarec_ray.summarize.lessons import FORMS
 from mmsrarec_ray.summarize.render import Renderer
 from mmsrarec_ray.summarize.targets import Statistics, attribute_values, says, stem, text_keywords, tokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = replace(SMOKE, vision_steps=4, speaking_steps=24)
 PLOTS = {
     "western": "A sheriff rides through the dusty desert and hunts robbers.",
     "sci-fi": "A captain flies his rocket to a distant planet of robots.",
 }
 COLOURS = {"western": (200, 120, 40), "sci-fi": (20, 30, 160)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in a fixed order: what is equal must be equal to the bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def row(index, folder):
@@ -312,6 +305,20 @@ def test_with_a_teacher_the_figures_say_what_the_tower_knew_before_it_spoke(data
     assert {"commonest labels", "tower before", "tower", "teacher"} < set(told["probe"])
     assert told["probe"]["items"] == 7  # of eight test films one has no poster
     assert told["probe"]["teacher"]["value"] == 1  # posters of two colours
+
+
+def test_a_teacher_needs_test_items_with_labels_that_training_items_have(tokenizer, tmp_path):
+    rows = [row(index, tmp_path) for index in range(40)]
+    for each in rows:
+        if each["split"] == "test":
+            each["attributes"] = {"genres": "Comedy"}
+    (tmp_path / "items").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=ITEMS), tmp_path / "items" / "part-0.parquet")
+    (tmp_path / MANIFEST).write_text("{}")
+    films, settings = Folder.at(str(tmp_path)), alignment(taught=True, smoke=True)
+    with pytest.raises(InputError, match="no test items with a picture and a label"):
+        align_on(tmp_path / "model", films, new_text_model(tokenizer), tokenizer, settings, tmp_path / "cache")
+    assert not (tmp_path / "model").exists()
 
 
 # Figures.

@@ -15,23 +15,15 @@ from mmsrarec_ray.models.architecture import TextSettings, build_model
 from mmsrarec_ray.models.teacher import STRIDE, WIDTH, Teacher
 from mmsrarec_ray.models.tokenizer import train_tokenizer
 from mmsrarec_ray.summarize.align import SMOKE as ALIGNMENT
-from mmsrarec_ray.summarize.align import alignment
 from mmsrarec_ray.summarize.build import BuildModel
 from mmsrarec_ray.summarize.distil import SMOKE, Distiller, distil
 from mmsrarec_ray.summarize.probe import compare, probed, ranked
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VISION = ALIGNMENT.vision
 SIZE = VISION.side * STRIDE
 LEARNT, HELD_OUT = np.arange(12), np.arange(12, 16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in a fixed order: what is equal must be equal to the bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +127,22 @@ def test_every_picture_comes_once_an_epoch(new_distiller):
     assert epochs[0].tolist() != epochs[1].tolist()
 
 
-def test_a_teacher_comes_with_a_lower_rate_and_other_fingerprints():
-    assert alignment(taught=False).distillation is None
-    taught = alignment(taught=True)
-    assert taught.distillation is not None
-    assert taught.vision_rate < alignment(taught=False).vision_rate
+def test_a_teacher_makes_another_model(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    plain, taught = (
+        BuildModel(
+            Config.model_validate(
+                {
+                    "run": str(tmp_path),
+                    "data": {"format": "shop"},
+                    "build": {"model": "compact", "gguf": str(tmp_path), "teacher": teacher},
+                }
+            )
+        )
+        for teacher in (None, "efficientnet-lite2")
+    )
+    assert plain.settings() != taught.settings()
+    assert taught.sources().keys() - plain.sources().keys() == {"teacher"}
 
 
 # What features know.

@@ -19,16 +19,9 @@ from mmsrarec_ray.summarize.evaluate_tiny import Share, grade, prompts
 from mmsrarec_ray.summarize.lessons import BOTH, FORMS, IMAGE_ONLY, TEXT_ONLY, Lessons, draw_pictures, shop_answer
 from mmsrarec_ray.summarize.teach import SMOKE, Recipe, Teacher, step_items, teach
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RECIPE = replace(SMOKE, items=128, steps=24, checkpoint_every=6, report_every=6, learning_rate=3e-3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in a fixed order: what is equal must be equal to the bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +195,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(new_teacher, tmp_path):
     teacher = new_teacher()
     teacher.save(tmp_path / "checkpoint.pt")
     other = new_teacher(replace(RECIPE, learning_rate=1e-4))
-    with pytest.raises(ValueError, match="own recipe"):
+    with pytest.raises(ValueError, match="own settings"):
         other.resume(tmp_path / "checkpoint.pt")
 
 
