@@ -12,8 +12,11 @@ not measured again:
 - `bare engine`: vLLM's own async engine gets the same questions, drawn up before, with the same arguments.
 
 Rows: `echo`, GET /healthz; `retrieval`, recommendations without the ranker; `ranking`, `serve.candidates` candidates
-scored. No user is asked for twice, so an engine has never read a user before. Queues and the deadline are set so wide
-that nothing is answered without the ranker: this measures capacity; what a deadline does is in the tests.
+scored; `nothing`, the path of retrieval without retrieval (benchmarks/empty_graph.py) in a server of its own: what Ray
+Serve takes for its two hops, whatever is done there.
+
+No user is asked for twice, so an engine has never read a user before. Queues and the deadline are set so wide that
+nothing is answered without the ranker: this measures capacity; what a deadline does is in the tests.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from typing import Any
 
 import httpx
 import numpy as np
+from empty_graph import Nothing, create_app
+from fastapi import FastAPI
 from measure import ROOT, Measured, Report, table
 
 from mmsrarec_ray.data.log import read_log
@@ -59,6 +64,7 @@ SERVERS: dict[str, dict[str, str] | None] = {
     "with HAProxy": _HAPROXY,
     "tuned": _HAPROXY | {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_worker_niceness": "0"},
 }
+_APPLICATIONS = {"service": "serve_apps.recommend:build", "nothing": "benchmarks.empty_graph:build"}
 _START_SECONDS = 300
 
 
@@ -103,7 +109,10 @@ async def over_http(users: list[str], requests: int, rows: tuple[str, ...]) -> M
 
             return ask
 
-        asks = {"echo": echo, "retrieval": recommend(False), "ranking": recommend(True)}
+        async def nothing(user: str) -> str:
+            return str((await client.post("/v1/recommendations", json={"user_id": user, "ranked": False})).status_code)
+
+        asks = {"echo": echo, "retrieval": recommend(False), "ranking": recommend(True), "nothing": nothing}
         return {row: await levels(asks[row], users, requests if row != "ranking" else requests // 5) for row in rows}
 
 
@@ -118,14 +127,17 @@ async def levels(ask: Callable[[str], Awaitable[str]], users: list[str], count: 
 
 
 @contextmanager
-def served(run: str, settings: list[str], more: dict[str, str] | None) -> Iterator[None]:
-    """The service, with a store of its own. more: environment; None: without Ray Serve."""
+def served(run: str, settings: list[str], more: dict[str, str] | None, what: str) -> Iterator[None]:
+    """The service, with a store of its own, or the empty graph. more: environment; None: without Ray Serve; what: a
+    name in _APPLICATIONS."""
     with tempfile.TemporaryDirectory() as scratch:
-        words = [f"run={run}", f"serve.store=sqlite://{scratch}/store.sqlite", *settings]
-        serve = Path(sys.executable).with_name("serve")
-        command = [str(serve), "run", "--address", "local", "serve_apps.recommend:build", *words]
+        words = [f"serve.store=sqlite://{scratch}/store.sqlite", *settings]
         if more is None:
-            command = [sys.executable, __file__, "--run", run, "--one-process", *words[1:]]
+            command = [sys.executable, __file__, "--run", run, "--one-process", what, *words]
+        else:
+            words = [f"run={run}", *words] if what == "service" else []
+            serve = Path(sys.executable).with_name("serve")
+            command = [str(serve), "run", "--address", "local", _APPLICATIONS[what], *words]
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | (more or {})
         with Path(scratch, "log").open("wb") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -149,8 +161,10 @@ def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
 
 def through_server(run: str, settings: list[str], name: str, users: list[str], requests: int) -> Measured:
     rows = ("echo", "retrieval") if SERVERS[name] is None else ("echo", "retrieval", "ranking")
-    with served(run, settings, SERVERS[name]):
-        return asyncio.run(over_http(users, requests, rows))
+    with served(run, settings, SERVERS[name], "service"):
+        found = asyncio.run(over_http(users, requests, rows))
+    with served(run, settings, SERVERS[name], "nothing"):
+        return found | asyncio.run(over_http(users, requests, ("nothing",)))
 
 
 class Direct:
@@ -177,11 +191,17 @@ class NoRanker:
         return True
 
 
-def one_process(run: str, settings: list[str]) -> None:
-    """The service's own application on uvicorn, its retriever beside it."""
+def one_process(run: str, settings: list[str], what: str) -> None:
+    """The application on uvicorn, without Ray Serve. what: a name in _APPLICATIONS."""
     import uvicorn
 
-    from mmsrarec_ray.serve.app import create_app
+    app = _service(run, settings) if what == "service" else create_app(Direct(Nothing()))
+    uvicorn.run(app, host="127.0.0.1", port=8000, log_level="warning", access_log=False)
+
+
+def _service(run: str, settings: list[str]) -> FastAPI:
+    """The service's own application, its retriever beside it."""
+    from mmsrarec_ray.serve import app
     from mmsrarec_ray.serve.deployments import RetrieverReplica
     from mmsrarec_ray.serve.keys import Keys
     from mmsrarec_ray.serve.lanes import Lane
@@ -197,8 +217,7 @@ def one_process(run: str, settings: list[str]) -> None:
     retriever, nobody = Direct(RetrieverReplica(bundle, config.store)), Direct(NoRanker())
     lane = Lane(config, bundle.summary(), retriever, nobody)
     service = Service(config, lane, None, None, store, nobody, Metrics())
-    app = create_app(service, Pictures(bundle.config, bundle.folder("dataset"), store), Keys(config))
-    uvicorn.run(app, host="127.0.0.1", port=8000, log_level="warning", access_log=False)
+    return app.create_app(service, Pictures(bundle.config, bundle.folder("dataset"), store), Keys(config))
 
 
 def function(run: str, settings: list[str], asked: list[str]) -> Measured:
@@ -292,8 +311,10 @@ def tell(parts: dict[str, Any]) -> None:
         first = parts[name]["retrieval"][0]
         shares = [f"{each['requests_s'] / whole[each['concurrency']]:.2f}" for each in parts[name]["ranking"]]
         more = [f"{first[key] - reference[key]:+.1f} ms ({key[:3]})" for key in ("p50_ms", "p99_ms")]
+        hops = parts[name]["nothing"][0]["p50_ms"] - parts["one process"]["nothing"][0]["p50_ms"]
         print(
-            f"\n{name}: retrieval, one request at a time: {', '.join(more)} beside one process; ranking gives "
+            f"\n{name}: retrieval, one request at a time: {', '.join(more)} beside one process, of which "
+            f"{hops:+.1f} ms (p50) with nothing done there; ranking gives "
             f"{', '.join(shares)} of the bare engine's candidates/s at {', '.join(map(str, CONCURRENCY))} at a time."
         )
 
@@ -311,11 +332,11 @@ def main() -> int:
     add("--run", required=True, help="the run folder that is served")
     add("--requests", type=int, default=500, help="of each row at each concurrency; of ranking a fifth")
     add("--output", type=Path, default=Path("runs/bench/serve.json"), help="where the figures are written")
-    add("--one-process", action="store_true", help=argparse.SUPPRESS)
+    add("--one-process", choices=_APPLICATIONS, help=argparse.SUPPRESS)
     add("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
     if options.one_process:
-        one_process(options.run, options.settings)
+        one_process(options.run, options.settings, options.one_process)
         return 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by children too
     settings, count = [*SETTINGS, *options.settings], options.requests
