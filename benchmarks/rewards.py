@@ -4,14 +4,15 @@
 
 For training items, the untuned model's greedy answers (taken as honest) are compared with answers that cheat
 (`summarize.tuning.hacks`), under the default sum of rewards and under the paper's. And it samples as many answers an
-item as GRPO does: a term moves the policy by how much it differs within such a group, so the spread says what weights
-give terms an equal say; alpha, beta and gamma of the paper's sum follow from it.
+item as the tuning does, of which a share loses a keyword there too (`tune_summarizer.edits`): a term moves the policy
+by how much it differs within such a group, so the spread says what weights give terms an equal say.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,7 @@ from mmsrarec_ray.summarize.tuning.examples import Examples, write_examples
 from mmsrarec_ray.summarize.tuning.hacks import HACKS
 from mmsrarec_ray.summarize.tuning.rewards import weighted
 from mmsrarec_ray.summarize.tuning.terms import terms_of, weights_of
-
-PAPER = ("information", "reconstruction", "count")
+from mmsrarec_ray.summarize.tuning.trainer import without_one
 
 
 def examples_of(config: Config) -> tuple[Examples, list[str]]:
@@ -103,9 +103,12 @@ def _parsed(answer: str, example: Any) -> Keywords:
 def spreads(judge: Judge) -> None:
     s = judge.config.tune_summarizer
     set_seed(s.seed)
-    drawn = [judge.values(judge.answers(s.temperature)) for _ in range(s.generations)]
+    draw = Random(s.seed)
+    sampled = [judge.answers(s.temperature) for _ in range(s.generations)]
+    tried = [[without_one(each, draw) if draw.random() < s.edits else each for each in said] for said in sampled]
+    drawn = [judge.values(said) for said in tried]
     spread = {name: float(np.stack([each[name] for each in drawn]).std(0).mean()) for name in drawn[0]}
-    print(f"\n{s.generations} answers an item at temperature {s.temperature:g}:\n")
+    print(f"\n{s.generations} answers an item at temperature {s.temperature:g}, {s.edits:.0%} without a keyword:\n")
     print("| term | mean | spread within an item's answers | weight for an equal say |\n|---|---|---|---|")
     for name, value in spread.items():
         mean = np.mean([each[name].mean() for each in drawn])
