@@ -268,9 +268,9 @@ class Bert4Rec(Encoder):
     """Learns from a share of the places only, so it needs more epochs than the others."""
 
     epochs: PositiveInt = 60
-    """As above."""
+    """At most: training stops early when the validation users no longer gain."""
     patience: PositiveInt = 6
-    """As above."""
+    """Epochs without a gain on the validation users before it stops."""
 
 
 class Retrieve(Settings):
@@ -669,6 +669,50 @@ class Deployment(Replicas):
     """Logical CPUs a replica asks Ray for."""
 
 
+# Deployments differ in their defaults by class, not by instance: a group of which some settings are given takes the
+# others from its class.
+class Ingress(Deployment):
+    """The deployment that answers HTTP."""
+
+    max_ongoing_requests: PositiveInt = 128
+    """Requests a replica takes at a time; further ones wait."""
+
+
+class Retriever(Deployment):
+    """The deployment that finds candidates."""
+
+    cpus: Annotated[float, Field(ge=0)] = 0.3
+    """Logical CPUs a replica asks Ray for."""
+
+
+class Ranker(Replicas):
+    """The deployment with the engine. With more requests at a time, or waiting, all would be late: they are answered
+    from retrieval at once."""
+
+    target_ongoing_requests: PositiveFloat = 4
+    """Requests in a replica at a time that autoscaling aims at."""
+    max_ongoing_requests: PositiveInt = 8
+    """Requests a replica takes at a time; further ones wait."""
+    max_queued_requests: PositiveInt = 8
+    """Requests that wait at each caller; further ones are refused."""
+
+
+class Summariser(Deployment):
+    """The deployment that gives new items their keywords, by the ranker's engine."""
+
+    cpus: Annotated[float, Field(ge=0)] = 0.1
+    """Logical CPUs a replica asks Ray for."""
+
+
+class ServeFetch(Fetch):
+    """The same for pictures that are put by their address: somebody waits."""
+
+    seconds: PositiveFloat = 5
+    """For a picture, with the wait for those before it, redirects and attempts; one that takes longer is refused."""
+    attempts: PositiveInt = 1
+    """Times a picture is asked for where a server is silent or says that the fault is its own."""
+
+
 class Limits(Settings):
     """What a request to the service may hold at most; more is refused."""
 
@@ -742,14 +786,13 @@ class Serve(Settings):
     """The same for readers; null: anybody may read."""
     trial: Trial = Trial()
     shadow: Shadow = Shadow()
-    fetch: Fetch = Fetch(seconds=5, attempts=1)
+    fetch: ServeFetch = ServeFetch()
     limits: Limits = Limits()
-    ingress: Deployment = Deployment(max_ongoing_requests=128)
-    retriever: Deployment = Deployment(cpus=0.3)
-    ranker: Replicas = Replicas(target_ongoing_requests=4, max_ongoing_requests=8, max_queued_requests=8)
-    """It asks for what `engine` says. With more requests at a time, or waiting, all would be late: they are answered
-    from retrieval at once."""
-    summariser: Deployment = Deployment(cpus=0.1)
+    ingress: Ingress = Ingress()
+    retriever: Retriever = Retriever()
+    ranker: Ranker = Ranker()
+    """It asks for what `engine` says."""
+    summariser: Summariser = Summariser()
 
 
 class Utilisation(Settings):

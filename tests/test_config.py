@@ -8,6 +8,7 @@ import pytest
 
 from mmsrarec_ray.config import Config, known_keys, load, overrides_of
 from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 GOOD = ("run=/tmp/run", "data.format=shop")
@@ -107,6 +108,26 @@ def test_every_setting_but_plain_names_is_described() -> None:
         "summarize.contact_sheet_items",
         "ray.object_store_mib",
     }
+
+
+def test_a_setting_given_alone_leaves_its_neighbours_at_their_defaults() -> None:
+    base = load(None, GOOD)
+    given = load(None, [*GOOD, "serve.ranker.max_replicas=4", "serve.fetch.at_a_time=2", "serve.ingress.cpus=1"])
+    assert given.serve.ranker == base.serve.ranker.model_copy(update={"max_replicas": 4})
+    assert given.serve.fetch == base.serve.fetch.model_copy(update={"at_a_time": 2})
+    assert given.serve.ingress == base.serve.ingress.model_copy(update={"cpus": 1.0})
+    assert load(None, overrides_of(given)) == given
+
+
+def test_every_group_is_what_its_class_says() -> None:
+    def check(node: type[Settings], path: str) -> None:
+        for name, field in node.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+                if isinstance(field.default, Settings):
+                    assert field.default == field.annotation(), f"{path}{name}"
+                check(field.annotation, f"{path}{name}.")
+
+    check(Config, "")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
