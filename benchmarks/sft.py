@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from score import ITEMS, catalogue
 
-from mmsrarec_ray.adapters import load_base, lora_config, take_facts, training_arguments
+from mmsrarec_ray.adapters import load_base, lora_config, read_facts, training_arguments
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log, Sequences
 from mmsrarec_ray.data.parts import write_part
@@ -73,7 +73,7 @@ def ours(config: Config, examples: Folder) -> float:
         shown = catalogue(config.rank.candidate)
         task = Task(config, shown, examples / "train", examples / "validation", out)
         workers.run("sft", work, {"task": ray.put(task)}, config.train)
-        return take_facts(out)["train_seconds"]
+        return read_facts(out)["train_seconds"]
 
 
 def bare(config: Config, examples: Folder) -> float:

@@ -24,6 +24,9 @@ from mmsrarec_ray.store import Folder
 
 ADAPTER, CHECKPOINTS, FACTS = "adapter", "checkpoints", "training.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINING = (CHECKPOINTS, FACTS)
+"""What a stage that trains an adapter goes on from. Equal weights shall be an equal artefact, whatever its losses:
+these are in the manifest's metrics."""
 _ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)  # equal weights give equal bytes
 _COMPLETE = "complete"
 _KEPT_CHECKPOINTS = 2
@@ -204,12 +207,6 @@ def write_result(trainer: Any, facts: dict[str, Any], out: Folder, scratch: Path
         out.write_bytes(FACTS, json.dumps(facts, indent=2).encode())
 
 
-def take_facts(out: Folder) -> dict[str, Any]:
-    """What `write_result` told of the training; what only the training needed is removed.
-
-    Equal weights shall be an equal artefact, whatever its losses: the manifest keeps these.
-    """
-    facts = json.loads(out.read_bytes(FACTS))
-    (out / CHECKPOINTS).remove()
-    out.filesystem.delete_file(out.file(FACTS))
-    return facts
+def read_facts(out: Folder) -> dict[str, Any]:
+    """What `write_result` told of the training."""
+    return json.loads(out.read_bytes(FACTS))

@@ -51,6 +51,9 @@ class Stage(ABC):
     """The folder its result goes to."""
     code: ClassVar[tuple[str, ...]]
     """Modules and packages whose source decides the result."""
+    scratch: ClassVar[tuple[str, ...]] = ()
+    """Names in its folder that a killed run goes on from, and that are no part of the result: they stay until it is
+    published."""
     force_all: ClassVar[bool] = False
     """Whether `--force` means all it requires too."""
 
@@ -213,6 +216,8 @@ def _publish(step: Planned, artefact: Artefact, lease: Lease) -> None:
     manifest = _manifest(step, outcome, seconds)
     lease.confirm()
     artefact.publish(manifest)
+    for name in stage.scratch:
+        artefact.folder.discard(name)
     say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
 
 
@@ -265,7 +270,8 @@ def _shown(stage: str) -> Iterator[None]:
 
 def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
     assert step.artefact is not None
-    stage = step.stage
+    stage, folder = step.stage, step.artefact.folder
+    written = [name for name in folder.files() if name.partition("/")[0] not in (MANIFEST, *stage.scratch)]
     return Manifest(
         artefact=stage.artefact,
         fingerprint=step.artefact.fingerprint,
@@ -274,7 +280,7 @@ def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
         engine=stage.engine(),
         config=stage.config.model_dump(mode="json"),
         inputs=step.manifest_inputs,
-        files=_checksums(step.artefact.folder, [name for name in step.artefact.folder.files() if name != MANIFEST]),
+        files=_checksums(folder, written),
         counts=outcome.counts,
         metrics=outcome.metrics,
         seconds=round(seconds, 3),

@@ -179,6 +179,14 @@ class Folder:
         self.clear()
         self.filesystem.delete_dir(self.path)
 
+    def discard(self, name: str) -> None:
+        """Remove a file or a folder of this one, where there is such."""
+        kind = self.filesystem.get_file_info(self.file(name)).type
+        if kind == pafs.FileType.Directory:
+            (self / name).remove()
+        elif kind == pafs.FileType.File:
+            self.filesystem.delete_file(self.file(name))
+
     def checksum(self, name: str) -> FileEntry:
         """Size in bytes and SHA-256 of a file, read in pieces of 4 MiB."""
         digest, size = hashlib.sha256(), 0

@@ -63,6 +63,20 @@ class Count(Stage):
         return Outcome({"in": 1, "out": 1}, {"letters": count})
 
 
+class Slow(Letters):
+    """Works on what a killed run has left."""
+
+    name: ClassVar[str] = "slow"
+    artefact: ClassVar[str] = "slow"
+    scratch: ClassVar[tuple[str, ...]] = ("half", "done.json")
+
+    def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+        self.runs.append((out / "half").exists("work"))
+        (out / "half").write_bytes("work", b"")
+        out.write_bytes("done.json", b"{}")
+        return super().run(out, inputs)
+
+
 @pytest.fixture
 def run(ray_session: str, tmp_path: Path) -> Run:
     Letters.runs.clear()
@@ -256,3 +270,20 @@ def test_the_settings_can_be_listed(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         runpy.run_path(str(ROOT / "jobs" / "summarize.py"), run_name="__main__")
     assert not exit_.value.code
     assert "summarize.max_keywords" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_goes_on_from_stays_until_the_result_is_published(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Folder, names: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmsrarec_ray.job._checksums", killed)
+        with pytest.raises(KeyboardInterrupt):
+            execute(Slow(config()), run)
+    step, manifest, _ = execute(Slow(config()), run)
+    assert Letters.runs == [False, False, True, False], "the second run found what the first had done"
+    assert step.artefact is not None
+    assert list(manifest.files) == ["letters.txt"]
+    assert step.artefact.folder.files() == ["letters.txt", "manifest.json"]

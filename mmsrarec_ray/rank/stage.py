@@ -7,20 +7,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmsrarec_ray import workers
-from mmsrarec_ray.adapters import FACTS, libraries, take_facts
+from mmsrarec_ray.adapters import FACTS, TRAINING, libraries, read_facts
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.models.engine import require_cpus
-from mmsrarec_ray.models.load import fingerprint, source
+from mmsrarec_ray.models.load import fingerprint
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.contexts import Contexts
 from mmsrarec_ray.rank.evidence import Signs
 from mmsrarec_ray.rank.examples import Source, scale_of, write_examples
 from mmsrarec_ray.rank.prompts import INSTRUCTIONS
-from mmsrarec_ray.rank.tune import Task, work
+from mmsrarec_ray.rank.tune import Task, check_positions, work
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder
@@ -36,6 +36,7 @@ class TuneRecommender(Stage):
 
     name: ClassVar[str] = "tune_recommender"
     artefact: ClassVar[str] = "recommender"
+    scratch: ClassVar[tuple[str, ...]] = TRAINING
     code: ClassVar[tuple[str, ...]] = (
         *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/contexts", "rank/evidence"),
         *("rank/examples", "rank/packing", "rank/tune"),
@@ -68,7 +69,7 @@ class TuneRecommender(Stage):
         return self.config.engine.preprocess_concurrency + 1
 
     def check(self) -> None:
-        source(self.config.model)
+        check_positions(self.config)
 
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         import ray
@@ -86,7 +87,7 @@ class TuneRecommender(Stage):
         if not out.exists(FACTS):  # else a run was killed when all but the manifest was there
             task = Task(self.config, material.catalogue, out / EXAMPLES / "train", out / EXAMPLES / "validation", out)
             workers.run("tune_recommender", work, {"task": ray.put(task)}, self.config.train)
-        facts = take_facts(out)
+        facts = read_facts(out)
         say(
             f"tune_recommender: {facts['steps']:,} steps, loss {facts['train_loss']:.4f}, on validation users "
             f"{facts['validation_loss']:.4f} with {facts['validation_accuracy']:.1%} of the answers right"

@@ -6,6 +6,7 @@ Examples are read from disk as they are needed; their pictures are decoded then.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmsrarec_ray.adapters import (
@@ -21,11 +22,14 @@ from mmsrarec_ray.adapters import (
 )
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.models.load import source
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.examples import read_examples
 from mmsrarec_ray.rank.packing import Collator
 from mmsrarec_ray.store import Folder
+
+_SECTIONS = "mrope_section"  # in the configuration of a model that counts positions so
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class _Tuning:
         from trl import SFTConfig, SFTTrainer
 
         model = load_base(self.task.config)
-        _require_plain_positions(model, self.settings.shared_prefix)
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        if self.settings.shared_prefix and _SECTIONS in rope:
+            raise _needs_plain_positions(type(model).__name__)
         return SFTTrainer(
             model=model,
             args=SFTConfig(
@@ -100,11 +106,16 @@ class _Tuning:
         )
 
 
-def _require_plain_positions(model: Any, shared_prefix: bool) -> None:
-    """Raises ConfigError where a shared prefix would give a model other positions than it works out for itself."""
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    if shared_prefix and "mrope_section" in rope:
-        raise ConfigError(
-            "tune_recommender.shared_prefix: must be false for a model that counts positions in rows and columns of "
-            f"pictures, such as {type(model).__name__}. Got true."
-        )
+def check_positions(config: Config) -> None:
+    """Raises ConfigError where the training would refuse to share a prefix, if the model is a folder here."""
+    file = Path(source(config.model), "config.json")
+    if config.tune_recommender.shared_prefix and file.is_file() and f'"{_SECTIONS}"' in file.read_text():
+        raise _needs_plain_positions(config.model.source)
+
+
+def _needs_plain_positions(model: str) -> ConfigError:
+    """A shared prefix would give the model other positions than it works out for itself."""
+    return ConfigError(
+        "tune_recommender.shared_prefix: must be false for a model that counts positions in rows and columns of "
+        f"pictures, such as {model}. Got true."
+    )

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from mmsrarec_ray.config import Config
-from mmsrarec_ray.data.images import ImageLimits, load_image
+from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
 from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.finish import parquet_files
 from mmsrarec_ray.summarize.reuse import Items
@@ -68,7 +68,7 @@ def page(cards: list[dict[str, Any]]) -> str:
 
 
 def _cards(config: Config, items: Items, out: Folder) -> list[dict[str, Any]]:
-    """Keyword rows with their item's title, text and thumbnail (base64 of a PNG, or None)."""
+    """Keyword rows with their item's title, text and thumbnail (base64 of a PNG, or None where it cannot be had)."""
     import pyarrow.parquet as pq
 
     wanted = config.summarize.contact_sheet_items
@@ -101,7 +101,10 @@ def _find(items: Items, chosen: pa.Array) -> dict[str, dict[str, Any]]:
 
 
 def _card(keywords: dict[str, Any], item: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:
-    picture = load_image(item, limits, _THUMBNAIL)
+    try:
+        picture = load_image(item, limits, _THUMBNAIL)
+    except (ImageError, OSError):  # keywords that were taken over outlive their picture
+        picture = None
     thumbnail = None
     if picture is not None:
         buffer = io.BytesIO()

@@ -27,6 +27,7 @@ class Summarize(Stage):
 
     name: ClassVar[str] = "summarize"
     artefact: ClassVar[str] = "keywords"
+    scratch: ClassVar[tuple[str, ...]] = (STAGING,)
     code: ClassVar[tuple[str, ...]] = (
         *("summarize/stage", "summarize/pipeline", "summarize/render", "summarize/prompts", "summarize/keywords"),
         *("summarize/reuse", "summarize/finish", "summarize/contact_sheet", "models/load", "models/engine"),
@@ -75,7 +76,6 @@ class Summarize(Stage):
                 summarise(self.config, items, known, pending, recipe, staging, measured)
         counts, metrics = finish.publish(catalogue, _known_files(earlier, staging), staging, out)
         _check_counts(total, counts)
-        staging.remove()
         write_contact_sheet(self.config, items, out)
         made = {"model": recipe.model, "prompt_version": recipe.prompt_version}
         return Outcome({"in": total, **counts, "reused": total - pending}, metrics | made)

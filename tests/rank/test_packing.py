@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from mmsrarec_ray.adapters import load_base
+from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.packing import IGNORED, Collator
+from mmsrarec_ray.rank.stage import TuneRecommender
 from tests.rank.world import catalogue, config
 
 FORMS = ("keywords", "text", "image")
@@ -108,6 +112,14 @@ def test_pictures_that_look_alike_as_tokens_are_not_shared(items: Catalogue) -> 
     tokens = int((batch["input_ids"] == asker.image_token).sum())
     [alone] = [int((Collator(asker, True)([{"examples": examples[:1]}])["input_ids"] == asker.image_token).sum())]
     assert tokens == 2 * alone
+
+
+def test_a_model_that_counts_positions_so_is_refused_a_shared_prefix_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"rope_scaling": {"mrope_section": [16, 24, 24]}}))
+    model = f"model.source={tmp_path}"
+    with pytest.raises(ConfigError, match=r"^tune_recommender\.shared_prefix: must be false for a model"):
+        TuneRecommender(config(model)).check()
+    TuneRecommender(config(model, "tune_recommender.shared_prefix=false")).check()
 
 
 def test_a_model_that_counts_positions_in_rows_and_columns_is_told_where_pictures_are(items: Catalogue) -> None:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from mmsrarec_ray import workers
-from mmsrarec_ray.adapters import FACTS, libraries, take_facts
+from mmsrarec_ray.adapters import FACTS, TRAINING, libraries, read_facts
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.job import Outcome, Stage
@@ -30,6 +30,7 @@ class TuneSummarizer(Stage):
 
     name: ClassVar[str] = "tune_summarizer"
     artefact: ClassVar[str] = "summarizer"
+    scratch: ClassVar[tuple[str, ...]] = (*TRAINING, STAGING)
     code: ClassVar[tuple[str, ...]] = (
         *("summarize/tuning", "summarize/render", "summarize/prompts", "summarize/keywords", "summarize/reuse"),
         *("summarize/finish", "summarize/pipeline", "models/sentences", "models/word_model", "models/load"),
@@ -77,9 +78,8 @@ class TuneSummarizer(Stage):
         if not out.exists(FACTS):  # else a run was killed when all but the manifest was there
             logs = Run.at(self.config.run).folder / LOGS / self.artefact / out.path.rsplit("/", 1)[-1]
             workers.run(self.name, work, {"task": Task(self.config, staging, out, logs)}, self.config.train)
-        facts = take_facts(out)
+        facts = read_facts(out)
         self._keep_failures(staging, out)
-        staging.remove()
         reward, length = (facts["test"]["measures"][name] for name in ("reward", LENGTH))
         say(
             f"tune_summarizer: {facts['steps']:,} steps; on {facts['test']['items']:,} test items the reward went from "
