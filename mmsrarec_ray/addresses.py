@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlencode
 
 _SHOWN = ("host", "port", "db", "dbname")
 _SECRETS = {"auth", "credential", "credentials", "key", "passwd", "password", "secret", "sig", "signature", "token"}
+_ENDS = ("apikey", "passwd", "password", "secret", "token")  # of words that are written as one, such as PGPASSWORD
 _USER = re.compile(r"(\w://)[^\s'\"]*@")
 _PARAMETER = re.compile(r"([?&]([^\s'\"=&]+)=)[^\s'\"&]+")
 
@@ -24,7 +25,8 @@ def shown(address: str) -> str:
 
 def names_secret(name: str) -> bool:
     """Whether a variable or a parameter of this name holds a secret, such as HF_TOKEN or X-Amz-Signature."""
-    return not _SECRETS.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return not _SECRETS.isdisjoint(words) or any(word.endswith(_ENDS) for word in words)
 
 
 def holds_password(address: str) -> bool:

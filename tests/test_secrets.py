@@ -127,6 +127,8 @@ def test_the_service_tells_no_secret(
         "serve.store=postgresql://me:hidden@host/db",
         "tune_summarizer.vllm_server=http://me:hidden@host:8000",
         "engine.env={HF_TOKEN: hidden}",
+        "engine.env={PGPASSWORD: hidden}",
+        "serve.store=postgresql://host/db?sslpassword=hidden",
         "engine.env={PLACE: 'redis://:hidden@host'}",
         "data.format=postgresql://me:hidden@host/db",
         "data.items_=postgresql://me:hidden@host/db",
