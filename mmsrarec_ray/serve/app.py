@@ -67,8 +67,8 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
     app.include_router(_operating(service))
     _show_page(app)
     _handle_errors(app, service.settings.retry_after_s)
-    app.add_middleware(Headers, more=_HEADERS)
     app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes)
+    app.add_middleware(Headers, more=_HEADERS)  # the last is the outermost
     return app
 
 

@@ -61,15 +61,20 @@ class LiveCatalogue:
     def keywords(self, number: int) -> tuple[str, ...]:
         return tuple(words_of(self.lines([number])[0]))
 
+    def learnt(self, number: int) -> bool:
+        """Whether an item was put since the bundle was made."""
+        return number in self._lines
+
     def learn(self, item: Item) -> int:
-        """Take over what the store says of an item; returns its number."""
+        """Take over what the store says of an item, as far as the form of candidates needs it; returns its number."""
         number = self.number(item.item_id)
         if number is None:
             number = len(self)
             self._ids.append(item.item_id)
             self._numbers[item.item_id] = number
         self._lines[number] = line(self.said, item.title, item.image_keywords, item.text_keywords)
-        self._shown[number] = {"title": item.title, "text": item.text, "image": item.image, "image_uri": None}
+        columns = {"title": item.title, "text": item.text, "image": item.image, "image_uri": None}
+        self._shown[number] = {name: columns[name] for name in self.base.shown.column_names}
         if item.status == "ready":
             self.gone.discard(number)
         else:

@@ -139,24 +139,24 @@ class SummariserReplica:
             except StoreUnavailable as error:
                 _LOG.warning("new items wait: %s", error)
                 waiting = []
-            for item in waiting:
+            for item_id in waiting:
                 try:
-                    await self.summarise(item.item_id)
+                    await self.summarise(item_id)
                 except Exception:  # whatever it was, say the ranker is down: the item goes on waiting
-                    _LOG.warning(
-                        "item %s could not be summarised, and will be tried again", item.item_id, exc_info=True
-                    )
+                    _LOG.warning("item %s could not be summarised, and will be tried again", item_id, exc_info=True)
             await asyncio.sleep(_EVERY_SECONDS)
 
     async def _summarise(self, item_id: str) -> None:
-        item = await asyncio.to_thread(self._store.item, item_id)
-        if item is None or item.status != "waiting":
-            return
+        """Until it waits no longer: it may be changed while its keywords are written."""
+        while (item := await asyncio.to_thread(self._store.item, item_id)) and item.status == "waiting":
+            await self._write(item)
+
+    async def _write(self, item: Item) -> None:
         row = {"title": item.title, "text": item.text, "image": item.image, "image_uri": None}
         try:
             image, text = await self._ranker.summarise.remote(row)
         except (ValueError, OSError, UsageError) as error:  # the item's own fault: it will not get better
             reason = f"{type(error).__name__}: {str(error).splitlines()[-1] if str(error) else ''}"
-            await asyncio.to_thread(self._store.set_failed, item_id, item.version, reason)
+            await asyncio.to_thread(self._store.set_failed, item.item_id, item.version, reason)
             return
-        await asyncio.to_thread(self._store.set_keywords, item_id, item.version, image, text)
+        await asyncio.to_thread(self._store.set_keywords, item.item_id, item.version, image, text)

@@ -24,8 +24,11 @@ class Fetcher:
         if not self._enabled:
             raise Refused(422, "fetch_off", "image_uri: this service fetches no addresses; send the picture as image.")
         try:
-            async with self._free, new_client(self._rules) as client:
+            async with asyncio.timeout(self._rules.seconds), self._free, new_client(self._rules) as client:
                 return await fetch_again(client, address, self._rules)
+        except TimeoutError:
+            wanted = f"image_uri: {address}: expected an answer within {self._rules.seconds:g} seconds"
+            raise Refused(422, "address_unavailable", wanted) from None
         except FetchUnavailable as error:
             raise Refused(422, "address_unavailable", f"image_uri: {error}") from None
         except FetchError as error:

@@ -30,6 +30,10 @@ class Looker:
 
     def __init__(self, finder: Finder):
         self._finder, self._catalogue = finder, finder.catalogue
+        base = self._catalogue.base
+        titles = base.shown["title"].to_pylist()
+        # Row by row, a search among a hundred thousand items would keep the replica from answering for seconds.
+        self._texts = [_text(*each) for each in zip(titles, base.words.to_pylist(), strict=True)]
 
     def item(self, item_id: str) -> ItemView | None:
         """None of one that nobody knows or that must not be shown."""
@@ -42,8 +46,7 @@ class Looker:
         order = [*range(self._catalogue.known, len(self._catalogue)), *range(self._catalogue.known)]
         shown = [number for number in order if number not in self._catalogue.gone]
         if words:
-            lines = zip(shown, self._catalogue.lines(shown), strict=True)
-            shown = [n for n, line in lines if _holds(f"{self._catalogue.title(n)} {line}", words)]
+            shown = [number for number in shown if all(word in self._searched(number) for word in words)]
         return [self._view(number) for number in shown[offset : offset + limit]], len(shown)
 
     def user(self, user_id: str, later: list[str]) -> UserView:
@@ -52,6 +55,11 @@ class Looker:
         known = self._finder.people.number(user_id) is not None
         return UserView(known, [self._view(number) for number in history])
 
+    def _searched(self, number: int) -> str:
+        if self._catalogue.learnt(number):
+            return _text(self._catalogue.title(number), self._catalogue.lines([number])[0])
+        return self._texts[number]
+
     def _view(self, number: int) -> ItemView:
         item = self._catalogue.item(number)
         return ItemView(
@@ -59,6 +67,6 @@ class Looker:
         )
 
 
-def _holds(text: str, words: list[str]) -> bool:
-    text = text.casefold()
-    return all(word in text for word in words)
+def _text(title: str | None, line: str) -> str:
+    """What an item is found by."""
+    return f"{title or ''} {line}".casefold()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
+import logging
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray.serve import metrics
@@ -13,6 +16,8 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _LAG_SECONDS = (1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 _OURS = ("ray_mmsrarec_", "ray_serve_", "ray_vllm_")
 _PATIENCE_SECONDS = 3.0
+_AT_A_TIME = 32  # nodes that are asked
+_LOG = logging.getLogger("ray.serve")
 
 
 class Metrics:
@@ -87,13 +92,20 @@ def gathered() -> str:
     """What all nodes of the cluster tell of the service, in Prometheus' text format; some seconds old."""
     import ray
 
-    pages = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS) as answer:
-                pages.append(answer.read().decode())
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(max(1, min(len(alive), _AT_A_TIME))) as asking:
+        pages = list(asking.map(_page, (f"{n['NodeManagerAddress']}:{n['MetricsExportPort']}" for n in alive)))
     return "".join(f"{line}\n" for line in _ours(line for page in pages for line in page.splitlines()))
+
+
+def _page(place: str) -> str:
+    """What one node tells; nothing where it does not answer: that is when the others are needed."""
+    try:
+        with urllib.request.urlopen(f"http://{place}/metrics", timeout=_PATIENCE_SECONDS) as answer:
+            return answer.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        _LOG.warning("no metrics from the node at %s: %s", place, error)
+        return ""
 
 
 def _ours(lines: Iterable[str]) -> list[str]:

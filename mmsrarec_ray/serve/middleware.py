@@ -1,4 +1,4 @@
-"""What stands around the whole application: headers of every answer, and a limit on every body."""
+"""What stands around the whole application: headers of answers, and a limit on every body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Headers:
-    """ASGI middleware: every answer has these headers."""
+    """ASGI middleware: every answer has these headers, but for a mistake of our own (500), which Starlette answers from
+    further out."""
 
     def __init__(self, app: ASGIApp, more: Mapping[str, str]):
         self.app = app

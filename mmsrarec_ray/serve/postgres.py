@@ -215,11 +215,11 @@ class PostgresStore:
         rows = self._rows(f"SELECT {_ITEM} FROM mmsrarec.items WHERE item_id = %s", (item_id,))
         return _item(rows[0]) if rows else None
 
-    def waiting(self, limit: int = 100) -> list[Item]:
+    def waiting(self, limit: int = 100) -> list[str]:
         rows = self._rows(
-            f"SELECT {_ITEM} FROM mmsrarec.items WHERE status = 'waiting' ORDER BY version LIMIT %s", (limit,)
+            "SELECT item_id FROM mmsrarec.items WHERE status = 'waiting' ORDER BY version LIMIT %s", (limit,)
         )
-        return [_item(row) for row in rows]
+        return [row[0] for row in rows]
 
     def hidden(self, item_ids: Sequence[str]) -> set[str]:
         rows = self._rows(

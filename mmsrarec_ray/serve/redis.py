@@ -210,11 +210,9 @@ class RedisStore:
             fields = self._redis.hgetall(f"mmsrarec:item:{item_id}")
         return _item(item_id, fields) if fields else None
 
-    def waiting(self, limit: int = 100) -> list[Item]:
+    def waiting(self, limit: int = 100) -> list[str]:
         with self._answering():
-            ids = [each.decode() for each in self._redis.zrange("mmsrarec:waiting", 0, limit - 1)]
-        items = [self.item(each) for each in ids]
-        return [item for item in items if item is not None and item.status == "waiting"]
+            return [each.decode() for each in self._redis.zrange("mmsrarec:waiting", 0, limit - 1)]
 
     def hidden(self, item_ids: Sequence[str]) -> set[str]:
         if not item_ids:

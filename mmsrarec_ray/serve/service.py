@@ -38,6 +38,7 @@ from mmsrarec_ray.settings import Serve
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _PROBE_SECONDS = 2.0
+_LAST_SECONDS = 0.25  # at least, for the store's word on what was deleted meanwhile
 _PATIENCE_SECONDS = 10.0  # for what has no deadline of its own
 
 
@@ -79,7 +80,8 @@ class Service:
 
     async def recommend(self, request: RecommendationRequest, after: BackgroundTasks) -> Recommendations:
         """The store and the retriever, without which there is no answer, have the service's deadline, the ranker the
-        request's own. after: what is done when the answer has been sent.
+        request's own. The store is asked at the end once more, for a moment beyond the deadline at most. after: what is
+        done when the answer has been sent.
 
         Raises Refused where the retriever is late, down or busy, StoreUnavailable where the store is."""
         began = time.monotonic()
@@ -94,7 +96,7 @@ class Service:
         scores, reason, session = None, None, _session(request)
         if request.ranked and found.candidates:
             scores, reason = await lane.scores(found, session, position, deadline)
-        items = await self._best(found.candidates, scores, request.k)
+        items = await self._best(found.candidates, scores, request.k, until)
         if self.shadow and scores and lane is self.main and self.shadow.follows(_who(request)):
             after.add_task(self.shadow.follow, Answered.of(wish, found, scores, items, session, position))
         took = time.monotonic() - began
@@ -154,11 +156,14 @@ class Service:
     def _lane(self, request: RecommendationRequest) -> Lane:
         return self.trial if self.trial and in_share("trial", _who(request), self.settings.trial.share) else self.main
 
-    async def _best(self, candidates: list[Candidate], scores: list[float] | None, k: int) -> list[Recommended]:
+    async def _best(
+        self, candidates: list[Candidate], scores: list[float] | None, k: int, until: float
+    ) -> list[Recommended]:
         """The k best, without what was deleted while they were worked out."""
         own = scores if scores is not None else [each.score for each in candidates]
         order = sorted(range(len(candidates)), key=lambda place: -own[place])  # ties stay in the order of retrieval
-        hidden = await _stored(CALL_SECONDS, self.store.hidden, [each.item_id for each in candidates])
+        left = max(_LAST_SECONDS, until - time.monotonic())
+        hidden = await _stored(left, self.store.hidden, [each.item_id for each in candidates])
         kept = [place for place in order if candidates[place].item_id not in hidden][:k]
         return [_recommended(candidates[place], own[place], rank) for rank, place in enumerate(kept, 1)]
 

@@ -164,9 +164,9 @@ class SqliteStore:
         rows = self._rows(f"SELECT {_ITEM} FROM items WHERE item_id = ?", (item_id,))
         return _item(rows[0]) if rows else None
 
-    def waiting(self, limit: int = 100) -> list[Item]:
-        rows = self._rows(f"SELECT {_ITEM} FROM items WHERE status = 'waiting' ORDER BY version LIMIT ?", (limit,))
-        return [_item(row) for row in rows]
+    def waiting(self, limit: int = 100) -> list[str]:
+        rows = self._rows("SELECT item_id FROM items WHERE status = 'waiting' ORDER BY version LIMIT ?", (limit,))
+        return [row[0] for row in rows]
 
     def hidden(self, item_ids: Sequence[str]) -> set[str]:
         rows = self._rows(

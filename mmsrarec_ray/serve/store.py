@@ -107,8 +107,8 @@ class Store(Protocol):
     def item(self, item_id: str) -> Item | None:
         """None of one that was never put or deleted here."""
 
-    def waiting(self, limit: int = 100) -> list[Item]:
-        """Items without keywords, the longest waiting first."""
+    def waiting(self, limit: int = 100) -> list[str]:
+        """Ids of items without keywords, the longest waiting first."""
 
     def hidden(self, item_ids: Sequence[str]) -> set[str]:
         """Which of these must not be shown: deleted, waiting or failed."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from PIL import Image
 from ray.exceptions import RayActorError
 
@@ -28,7 +29,9 @@ from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.lanes import Lane, in_share
 from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.serve.store import Store, open_store
+from tests.programs import free_port
 from tests.serve import world
+from tests.serve.browser import CHROMIUM, browser
 
 SMALL = ("serve.limits.history=4", "serve.limits.k=12", "serve.limits.candidates=6", "serve.limits.events=3")
 LIMITS = (*SMALL, "serve.limits.id_chars=20", "serve.limits.body_bytes=20000", "serve.limits.picture_bytes=10000")
@@ -174,7 +177,7 @@ async def served(monkeypatch: pytest.MonkeyPatch, url: str, *words: str) -> Asyn
     await SummariserReplica.__init__(summariser, url, lanes["main"].ranker)
     beside = lanes.get("trial"), lanes.get("shadow")
     service = services.Service(settings, lanes["main"], *beside, store, Handle(summariser), metrics)  # type: ignore[arg-type]
-    pictures: Any = SimpleNamespace(thumbnail=lambda item: b"png" if item == "i0" else None)
+    pictures: Any = SimpleNamespace(thumbnail=lambda item: base64.b64decode(png()) if item == "i0" else None)
     app = create_app(service, pictures, Keys(settings))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
         yield Served(client, lanes, store, metrics, app)
@@ -443,6 +446,43 @@ def test_an_item_that_cannot_be_read_says_why(serve: Callable[..., None]) -> Non
     serve(scenario)
 
 
+def test_an_item_that_changes_while_it_is_read_is_read_again(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        began, go_on, titles = asyncio.Event(), asyncio.Event(), []
+
+        async def summarise(item: dict[str, Any]) -> tuple[list[str], list[str]]:
+            titles.append(item["title"])
+            began.set()
+            await go_on.wait()
+            return [], [item["title"].lower()]
+
+        s.ranker.summarise = summarise  # type: ignore[method-assign]
+        first = asyncio.create_task(s.client.put("/v1/items/x", json={"title": "Mug"}))
+        await began.wait()
+        second = asyncio.create_task(s.client.put("/v1/items/x", json={"title": "Lamp"}))
+        while (item := s.store.item("x")) is None or item.title != "Lamp":
+            await asyncio.sleep(0.01)
+        go_on.set()
+        for made in (await first, await second):
+            assert (made.status_code, made.json()["keywords"]) == (200, ["lamp"])
+        assert titles == ["Mug", "Lamp"]
+
+    serve(scenario)
+
+
+def test_a_store_that_is_slow_at_the_end_does_not_hold_the_answer(
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(s: Served) -> None:
+        monkeypatch.setattr(type(s.store), "hidden", lambda store, ids: time.sleep(3.0))
+        began = time.monotonic()
+        error = await s.refused(503, "POST", "/v1/recommendations", json={"history": ["i0"]})
+        assert error["code"] == "store_unavailable"
+        assert time.monotonic() - began < 2.0
+
+    serve(scenario, "serve.deadline_ms=300")
+
+
 def test_an_item_waits_for_a_ranker_that_is_down_and_is_read_later(serve: Callable[..., None]) -> None:
     async def scenario(s: Served) -> None:
         s.ranker.keywords = RayActorError()
@@ -539,6 +579,8 @@ def test_a_long_body_is_refused_whether_it_says_so_or_not(serve: Callable[..., N
             error = await s.refused(413, "POST", "/v1/events", content=content)
             assert error["code"] == "body_too_large"
         await s.refused(413, "POST", "/v1/events", content=b"", headers={"Content-Length": "-1"})
+        answer = await s.client.post("/v1/events", content=b"x" * 20_001)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
         for content in (b"not JSON", b"\xff"):
             await s.refused(422, "POST", "/v1/events", content=content)
 
@@ -625,6 +667,39 @@ def test_the_page_runs_nothing_but_its_own(serve: Callable[..., None]) -> None:
             assert (await s.client.get(path)).status_code == 404
 
     serve(scenario)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_the_page_shows_everything_once_it_has_a_key(
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("READERS", "r1")
+
+    def look(address: str) -> None:
+        with browser(tmp_path / "browser") as page:
+            page.go(address)
+            page.until("document.getElementById('key-box')?.open")
+            assert page.value("document.images.length") <= 1, "the preview alone"
+            page.value("document.getElementById('key').value = 'r1'")
+            page.value("document.getElementById('key').dispatchEvent(new Event('change'))")
+            page.until("document.querySelectorAll('#catalogue .tile').length > 5")
+            page.until("document.querySelector('#catalogue img')?.naturalWidth > 0")
+            page.until("document.querySelectorAll('#recommended > li').length > 0")
+            assert page.value("document.getElementById('users').children.length") > 0
+
+    async def scenario(s: Served) -> None:
+        port = free_port()
+        server = uvicorn.Server(uvicorn.Config(s.app, host="127.0.0.1", port=port, log_level="warning"))
+        running = asyncio.create_task(server.serve())
+        try:
+            while not server.started:
+                await asyncio.sleep(0.05)
+            await asyncio.to_thread(look, f"http://127.0.0.1:{port}/")
+        finally:
+            server.should_exit = True
+            await running
+
+    serve(scenario, "serve.read_keys_env=READERS")
 
 
 def test_items_are_listed_and_found(serve: Callable[..., None]) -> None:

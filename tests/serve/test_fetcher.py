@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +79,21 @@ def test_what_is_not_a_picture_of_an_allowed_host_is_refused(
         await refused(s, address, code, reason)
 
     serve(scenario, *HERE, "serve.limits.picture_bytes=2000")
+
+
+def test_who_waits_for_others_waits_no_longer_than_that(serve: Callable[..., None], web: Web) -> None:  # noqa: F811
+    address = web.put("/a.png", Page(PICTURE, wait=1.0))
+
+    async def scenario(s: Served) -> None:
+        asked = (s.client.put(f"/v1/items/x{n}", json={"image_uri": address}) for n in range(5))
+        began = time.monotonic()
+        answers = await asyncio.gather(*asked)
+        assert time.monotonic() - began < 4.5, "one after the other they would take ten seconds"
+        assert [answer.status_code for answer in answers].count(422) >= 3
+        late = next(answer.json()["error"] for answer in answers if answer.status_code == 422)
+        assert (late["code"], "within 3 seconds" in late["message"]) == ("address_unavailable", True)
+
+    serve(scenario, *HERE, "serve.fetch.seconds=3", "serve.fetch.at_a_time=1")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

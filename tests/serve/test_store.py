@@ -115,7 +115,7 @@ def test_what_a_deleted_user_did_is_not_in_the_file_any_more(tmp_path: Path) -> 
 
 def test_an_item_waits_and_is_ready(store: Store) -> None:
     put = store.put_item("new", "Mug", "red", b"png")
-    assert [each.item_id for each in store.waiting()] == ["new"]
+    assert store.waiting() == ["new"]
     assert store.hidden(["new", "of-the-bundle"]) == {"new"}
     before = store.position()
     assert store.set_keywords("new", put.version, ["red"], ["mug", "acme"])
@@ -133,8 +133,10 @@ def test_keywords_of_an_older_version_are_dropped(store: Store) -> None:
     store.put_item("new", "Lamp", None, None)
     assert not store.set_keywords("new", old.version, [], ["mug"])
     assert not store.set_failed("new", old.version, "no")
-    [waiting] = store.waiting()
-    assert waiting.title == "Lamp"
+    assert store.waiting() == ["new"]
+    item = store.item("new")
+    assert item is not None
+    assert item.title == "Lamp"
 
 
 def test_a_deleted_item_stays_hidden_until_it_is_put_again(store: Store) -> None:

@@ -15,9 +15,10 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+const authorised = () => (at("key").value ? { Authorization: `Bearer ${at("key").value}` } : {});
+
 async function call(method, path, body) {
-  const headers = { "Content-Type": "application/json" };
-  if (at("key").value) headers.Authorization = `Bearer ${at("key").value}`;
+  const headers = { "Content-Type": "application/json", ...authorised() };
   const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
   const content = answer.status === 204 ? null : await answer.json();
   if (answer.status === 401) at("key-box").open = true;
@@ -28,9 +29,22 @@ async function call(method, path, body) {
 const itemPath = (id) => `/v1/items/${id.split("/").map(encodeURIComponent).join("/")}`;
 
 function picture(id, title) {
-  const image = el("img", { src: `${itemPath(id)}/picture`, alt: title ? `Picture of ${title}` : "", loading: "lazy" });
-  image.addEventListener("error", () => image.replaceWith(el("span", { class: "none" }, "no picture")));
+  const image = el("img", { alt: title ? `Picture of ${title}` : "", loading: "lazy" });
+  const none = () => image.replaceWith(el("span", { class: "none" }, "no picture"));
+  image.addEventListener("error", none);
+  const path = `${itemPath(id)}/picture`;
+  if (at("key").value) withKey(path, image).catch(none);
+  else image.src = path;
   return image;
+}
+
+// An image that the browser asks for by itself carries no key.
+async function withKey(path, image) {
+  const answer = await fetch(path, { headers: authorised() });
+  if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+  const address = URL.createObjectURL(await answer.blob());
+  image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
+  image.src = address;
 }
 
 const name = (item) => item.title || item.item_id;
@@ -195,6 +209,7 @@ function wire() {
   at("search").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(catalogue, 200); });
   at("more").addEventListener("click", () => catalogue(true));
   at("add").addEventListener("submit", add);
+  at("key").addEventListener("change", load);
   at("picture").addEventListener("change", () => take(at("picture").files[0]));
   for (const kind of ["dragover", "dragleave", "drop"]) {
     at("drop").addEventListener(kind, (event) => {
@@ -205,13 +220,12 @@ function wire() {
   }
 }
 
-async function begin() {
-  wire();
+async function load() {
   try {
     const { users } = await call("GET", "/v1/users?limit=50");
     at("users").replaceChildren(...users.map((user) => el("option", { value: user })));
     const asked = new URLSearchParams(location.search).get("user");
-    state.user = asked ?? users[0] ?? null;
+    state.user ??= asked ?? users[0] ?? null;
     at("user").value = state.user ?? "";
     await Promise.all([catalogue(), refresh()]);
   } catch (error) {
@@ -219,4 +233,5 @@ async function begin() {
   }
 }
 
-begin();
+wire();
+load();
