@@ -19,18 +19,19 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure import table
-from score import Work, alone, catalogue, drawn
+from score import alone, catalogue, drawn_questions
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.rank.ask import Asker, Question
 from mmsrarec_ray.rank.prompts import user_lines
+from mmsrarec_ray.rank.score import Questions
 
 WAYS = ("one inference", "several inferences")
 
@@ -84,15 +85,15 @@ class Model:
         self.ask([self.asker.question(user, int(item)) for user, items in pairs for item in items], self.choose)
 
 
-def one(model: Model, work: Work, block: int) -> None:
+def one(model: Model, work: Questions, block: int) -> None:
     """Ours."""
     users = [model.asker.user(*each) for each in zip(work.histories, work.neighbours, strict=True)]
     model.judge(users, work.candidates)
 
 
-def several(model: Model, work: Work, block: int) -> None:
+def several(model: Model, work: Questions, block: int) -> None:
     """block: items of the history that are read at a time."""
-    said = [""] * len(work.histories)
+    said = [""] * len(work)
     for start in range(0, max(map(len, work.histories)), block):
         told = [_so_far(words) for words in said]
         lines = [model.asker.catalogue.lines(history[start : start + block]) for history in work.histories]
@@ -106,12 +107,13 @@ def _so_far(words: str) -> str:
 
 
 def costs(
-    config: Config, adapter: str | None, work: Work, way: str, block: int, most: int
+    config: Config, adapter: str | None, work: Questions, way: str, block: int, most: int
 ) -> dict[str, dict[str, Any]]:
     """One after the other, and all at once: in the engine's process."""
     model, ask = Model(config, adapter, most), one if way == WAYS[0] else several
-    ask(model, _of(work, slice(0, 1)), block)  # what is loaded once
-    alone_, together = list(_each(work))[1:], _of(work, slice(1, None))
+    ask(model, work.take(slice(1)), block)  # what is loaded once
+    alone_ = [work.take(slice(row, row + 1)) for row in range(1, len(work))]
+    together = work.take(slice(1, None))
     found = {}
     for name, parts in (("alone", alone_), ("together", [together])):
         model.engine.reset_prefix_cache()
@@ -121,15 +123,6 @@ def costs(
         model.cost.seconds = time.perf_counter() - began
         found[name] = asdict(model.cost)
     return found
-
-
-def _each(work: Work) -> Iterator[Work]:
-    for row in range(len(work.histories)):
-        yield _of(work, slice(row, row + 1))
-
-
-def _of(work: Work, rows: slice) -> Work:
-    return Work(*(part[rows] for part in work))
 
 
 def main() -> None:
@@ -150,7 +143,7 @@ def main() -> None:
     found = {
         (length, way): alone(costs, config, options.adapter, work, way, options.block, options.tokens)
         for length in options.candidates
-        for work in [drawn(options.users + 1, length, (options.history, config.retrieve.neighbours))]
+        for work in [drawn_questions(options.users + 1, length, (options.history, config.retrieve.neighbours))]
         for way in WAYS
     }
     rows = []

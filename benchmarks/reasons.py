@@ -31,9 +31,9 @@ from mmsrarec_ray.evaluate.stages import Lists, read_negatives, sampled
 from mmsrarec_ray.intervals import interval
 from mmsrarec_ray.job import connect, execute
 from mmsrarec_ray.methods.base import Dataset
-from mmsrarec_ray.methods.mmsrarec import MmsraRec, Told
+from mmsrarec_ray.methods.mmsrarec import MmsraRec
 from mmsrarec_ray.rank.catalogue import Catalogue
-from mmsrarec_ray.rank.score import score
+from mmsrarec_ray.rank.score import Questions, score
 from mmsrarec_ray.serve.catalogue import LiveCatalogue
 from mmsrarec_ray.serve.keywords import words_of
 from mmsrarec_ray.serve.why import Evidence, Why
@@ -144,10 +144,12 @@ class Scorer:
             self.method.config,
             catalogue,
             self.method.adapter,
-            [np.array([numbers[line] for line in prompt.history], np.int64) for prompt in prompts],
-            [np.array([numbers[line] for line in prompt.neighbours], np.int64) for prompt in prompts],
-            [np.array([prompt.item], np.int64) for prompt in prompts],
-            [[prompt.evidence] for prompt in prompts],
+            Questions(
+                [np.array([numbers[line] for line in prompt.history], np.int64) for prompt in prompts],
+                [np.array([numbers[line] for line in prompt.neighbours], np.int64) for prompt in prompts],
+                [np.array([prompt.item], np.int64) for prompt in prompts],
+                [[prompt.evidence] for prompt in prompts],
+            ),
         )
         said = np.clip(np.concatenate(found), _SURE, 1 - _SURE)
         return np.log(said / (1 - said))
@@ -168,10 +170,10 @@ def recommender(config: Config) -> tuple[MmsraRec, Log, Cases, np.ndarray]:
     return method, log, cases, np.column_stack([cases.positives.astype(np.int64), negatives])
 
 
-def recommended(method: MmsraRec, cases: Cases, lists: np.ndarray) -> tuple[list[Prompt], list[Why], Told]:
+def recommended(method: MmsraRec, cases: Cases, lists: np.ndarray) -> tuple[list[Prompt], list[Why], Questions]:
     """The first item of each list by the recommender: its prompt and its reasons."""
     first = lists[np.arange(len(lists)), method.score(cases.queries, lists).argmax(1)]
-    told = method.told(cases.queries, [np.array([item]) for item in first])
+    told = method.questions(cases.queries, [np.array([item]) for item in first])
     live = LiveCatalogue(method.catalogue, method.config.rank.said)
     retriever = method.retrieval.retriever
     moments = retriever.index.moments

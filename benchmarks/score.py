@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,23 +29,12 @@ from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
 from mmsrarec_ray.data.shop.truth import item_keywords
 from mmsrarec_ray.rank.catalogue import Catalogue, line
+from mmsrarec_ray.rank.score import Questions
 
 ITEMS = 1200
 BATCHED_TOKENS = 2048  # what vLLM gives the scorer's engine by itself, and `LLM` twice
 MORE = 8  # times the users of the scorer's first call stand in its second: starting must not decide the difference
 SHARED = {"short": (5, 3), "long": (40, 10)}  # items of the history, items of similar users
-
-
-class Work(NamedTuple):
-    """What is asked: arrays of item numbers, one a user."""
-
-    histories: list[np.ndarray]
-    neighbours: list[np.ndarray]
-    candidates: list[np.ndarray]
-
-    def first(self, users: int) -> Work:
-        """Of so many users alone."""
-        return Work(*(part[:users] for part in self))
 
 
 def catalogue(form: str) -> Catalogue:
@@ -58,32 +47,32 @@ def catalogue(form: str) -> Catalogue:
     return Catalogue(table["item_id"].combine_chunks(), words, table.select(shown))
 
 
-def drawn(users: int, candidates: int, shared: tuple[int, int]) -> Work:
+def drawn_questions(users: int, candidates: int, shared: tuple[int, int]) -> Questions:
     """Histories, neighbours and candidates at random: what they are does not change what they cost. shared: items of a
     history, items of similar users."""
     rng = np.random.default_rng(0)
-    sizes = (*shared, candidates)
-    return Work(*([rng.choice(ITEMS, size, replace=False) for _ in range(users)] for size in sizes))
+    drawn = [[rng.choice(ITEMS, size, replace=False) for _ in range(users)] for size in (*shared, candidates)]
+    return Questions(*drawn, evidence=[[""] * candidates] * users)
 
 
-def ours(config: Config, work: Work, adapter: str | None) -> float:
+def ours(config: Config, work: Questions, adapter: str | None) -> float:
     """Candidates a second of the scorer: of the users that the second call has more."""
     from mmsrarec_ray.job import connect
     from mmsrarec_ray.rank.score import score
 
     connect(config)
     shown, seconds = catalogue(config.rank.candidate), []
-    score(config, shown, adapter, *work.first(1), evidence=[[""] * len(work.candidates[0])])  # what is loaded once
-    few = work.first(len(work.histories) // MORE)
+    score(config, shown, adapter, work.take(slice(1)))  # what is loaded once
+    few = work.take(slice(len(work) // MORE))
     for part in (few, work):
         began = time.perf_counter()
-        score(config, shown, adapter, *part, evidence=[[""] * len(each) for each in part.candidates])
+        score(config, shown, adapter, part)
         seconds.append(time.perf_counter() - began)
     more = sum(map(len, work.candidates)) - sum(map(len, few.candidates))
     return more / (seconds[1] - seconds[0])
 
 
-def bare(config: Config, work: Work, adapter: str | None) -> float:
+def bare(config: Config, work: Questions, adapter: str | None) -> float:
     """Candidates a second of vLLM alone, warm, prompts as tokens."""
     from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
     from mmsrarec_ray.rank.ask import Asker
@@ -99,7 +88,7 @@ def bare(config: Config, work: Work, adapter: str | None) -> float:
     sampling = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(asker.answers))
     request = LoRARequest("recommender", 1, adapter) if adapter else None
     prompts: list[Any] = []
-    for history, neighbours, candidates in zip(*work, strict=True):
+    for history, neighbours, candidates, _ in work.users():
         user = asker.user(history, neighbours)
         questions = [asker.question(user, int(candidate)) for candidate in candidates]
         for question, tokens in zip(questions, asker.tokens(questions), strict=True):
@@ -112,7 +101,7 @@ def bare(config: Config, work: Work, adapter: str | None) -> float:
     return (len(prompts) - warm) / (time.perf_counter() - began)
 
 
-def lengths(config: Config, work: Work) -> tuple[int, int]:
+def lengths(config: Config, work: Questions) -> tuple[int, int]:
     """Tokens of the first user's part, which all candidates share, and of the first question."""
     from mmsrarec_ray.rank.ask import Asker
 
@@ -144,9 +133,9 @@ def main() -> None:
     print("| shared part | tokens, shared of all | what | prefixes shared | separate prompts | ratio |")
     print("|---|---|---|---|---|---|", flush=True)
     for shared in SHARED:
-        work = drawn(MORE * options.users, options.candidates, SHARED[shared])
+        work = drawn_questions(MORE * options.users, options.candidates, SHARED[shared])
         tokens = alone(lengths, load(None, fixed), work)
-        for name, measure, asked in (("scorer", ours, work), ("bare engine", bare, work.first(options.users))):
+        for name, measure, asked in (("scorer", ours, work), ("bare engine", bare, work.take(slice(options.users)))):
             row = {"shared": shared, "tokens": tokens, "what": name}
             for caching, column in ((True, "prefixes"), (False, "separate")):
                 config = load(None, [*fixed, f"engine.prefix_caching={str(caching).lower()}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mmsrarec_ray.data.shop.generate import Shop, shop_of
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.job import Stage
 from mmsrarec_ray.methods.base import Method
-from mmsrarec_ray.methods.blend import Blend
+from mmsrarec_ray.methods.blend import Blend, learnt_from
 from mmsrarec_ray.methods.content import ContentKnn
 from mmsrarec_ray.methods.fusion import Content, Fusion
 from mmsrarec_ray.methods.linear import Ease
@@ -244,7 +245,9 @@ class MmsraRecRecipe(RetrievalRecipe):
         seconds = sum(inputs[name].manifest.seconds for name in needs)
         recommender, answers = inputs["recommender"].folder, self.answers(inputs)
         adapter = (recommender / ADAPTER).path
-        return MmsraRec(c, catalogue, retrieval, Scale.read(recommender), adapter, seconds, answers)
+        blends = set(OURS[1:]).intersection(c.evaluate.methods)
+        ahead = partial(learnt_from, settings=c.methods.blend, seed=seed) if blends else None
+        return MmsraRec(c, catalogue, retrieval, Scale.read(recommender), adapter, seconds, answers, ahead)
 
     def answers(self, inputs: dict[str, Artefact]) -> Answers:
         """Those of the same model, asked in the same way about the same items."""

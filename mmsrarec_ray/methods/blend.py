@@ -41,8 +41,7 @@ class Blend(MmsraRec):
             raise InputError(f"{self.name} learns its weights on the validation users, and there are none.")
         super().learn(dataset)
         self.counts = dataset.counts
-        cases = _some(dataset.validation, self.seed)
-        candidates = self._drawn(dataset, cases)
+        cases, candidates = learnt_from(dataset, self.settings, self.seed)
         said = super()._ask(cases.queries, candidates)
         known = _unseen(self.other, dataset, cases, candidates, self.settings.folds)
         self.earlier_seconds = self.made_seconds + self.other.earlier_seconds
@@ -60,16 +59,18 @@ class Blend(MmsraRec):
         counts = self.counts[items]
         return np.column_stack([odds, known, np.log1p(counts), counts > 0])
 
-    def _drawn(self, dataset: Dataset, cases: Cases) -> list[np.ndarray]:
-        """The positive, first, and uniform negatives of each case. Raises InputError where the pool has too few."""
-        pool, found = np.flatnonzero(dataset.pool), []
-        for row, (history, positive) in enumerate(zip(cases.queries.histories, cases.positives, strict=True)):
-            key = int(np.random.SeedSequence([self.seed, row]).generate_state(1)[0])
-            drawn = untouched(pool, np.append(history, positive), self.settings.negatives, key)
-            if len(drawn) < self.settings.negatives:
-                raise InputError(f"methods.blend.negatives: {self.settings.negatives} are needed; got {len(drawn)}.")
-            found.append(np.array([positive, *drawn], np.int64))
-        return found
+
+def learnt_from(dataset: Dataset, settings: BlendSettings, seed: int) -> tuple[Cases, list[np.ndarray]]:
+    """The validation cases that weights are learnt from, and the candidates of each: the positive, first, and uniform
+    negatives, int64 (1 + negatives,). Raises InputError where the pool has too few."""
+    cases, pool, found = _some(dataset.validation, seed), np.flatnonzero(dataset.pool), []
+    for row, (history, positive) in enumerate(zip(cases.queries.histories, cases.positives, strict=True)):
+        key = int(np.random.SeedSequence([seed, row]).generate_state(1)[0])
+        drawn = untouched(pool, np.append(history, positive), settings.negatives, key)
+        if len(drawn) < settings.negatives:
+            raise InputError(f"methods.blend.negatives: {settings.negatives} are needed; got {len(drawn)}.")
+        found.append(np.array([positive, *drawn], np.int64))
+    return cases, found
 
 
 def standardised(other: Method, queries: Queries, candidates: list[np.ndarray], known: np.ndarray) -> list[np.ndarray]:

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mmsrarec_ray.config import Config
-from mmsrarec_ray.data.log import Queries
+from mmsrarec_ray.data.log import Cases, Queries
 from mmsrarec_ray.methods.base import Dataset, Method, best, chunk_of, masked
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale, Signs
-from mmsrarec_ray.rank.score import score
+from mmsrarec_ray.rank.score import Questions, score
 from mmsrarec_ray.retrieve.contexts import votes
 
 _EVIDENCE = 512  # queries whose evidence is looked up at a time
 _ABOVE = 2.0  # puts what the language model scored above all that retrieval alone did
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the model is told: histories, neighbours: numbers of items, int64, an array for each query, the newest and
-    the most similar last and first; evidence: what is said of each candidate."""
-
-    histories: list[np.ndarray]
-    neighbours: list[np.ndarray]
-    evidence: list[list[str]]
 
 
 class MmsraRec(Method):
@@ -49,12 +38,14 @@ class MmsraRec(Method):
         adapter: str | None,
         seconds: float,
         answers: Answers | None = None,
+        ahead: Callable[[Dataset], tuple[Cases, list[np.ndarray]]] | None = None,
     ):
         """scale: levels of evidence, as the adapter learnt them; adapter: the local folder of the recommender's
         adapter, None for the model as it is; seconds: that the making of keywords, retriever and adapter took;
-        answers: what this model said of this catalogue before."""
+        answers: what this model said of this catalogue before; ahead: cases and candidates that a blend will ask about
+        next: they are asked in the first pass of the engine, and kept there."""
         self.config, self.catalogue, self.retrieval, self.adapter = config, catalogue, retrieval, adapter
-        self.scale, self.earlier_seconds, self.answers = scale, seconds, answers
+        self.scale, self.earlier_seconds, self.answers, self.ahead = scale, seconds, answers, ahead
 
     @property
     def spared_seconds(self) -> float:
@@ -63,6 +54,10 @@ class MmsraRec(Method):
     def learn(self, dataset: Dataset) -> None:
         self.retrieval.fit(dataset)
         self.signs = Signs(self.config.rank.evidence, dataset.counts, self.retrieval.retriever.cooccurrence)
+        self.later: Questions | None = None
+        if self.ahead:
+            cases, candidates = self.ahead(dataset)
+            self.later = self.questions(cases.queries, candidates)
 
     def score(self, queries: Queries, candidates: np.ndarray) -> np.ndarray:
         found = self._ask(queries, list(candidates))
@@ -103,12 +98,11 @@ class MmsraRec(Method):
         return [row[row >= 0] for rows in found for row in rows]
 
     def _ask(self, queries: Queries, candidates: list[np.ndarray]) -> list[np.ndarray]:
-        told = self.told(queries, candidates)
-        asked = (told.histories, told.neighbours, candidates, told.evidence)
-        return score(self.config, self.catalogue, self.adapter, *asked, self.answers)
+        asked, (later, self.later) = self.questions(queries, candidates), (self.later, None)
+        return score(self.config, self.catalogue, self.adapter, asked, self.answers, later)
 
-    def told(self, queries: Queries, candidates: list[np.ndarray]) -> Told:
-        """What the model is told of each query. candidates: numbers of items, an array for each."""
+    def questions(self, queries: Queries, candidates: list[np.ndarray]) -> Questions:
+        """What the model is asked of each query. candidates: numbers of items, an array for each."""
         settings, retriever = self.config.retrieve, self.retrieval.retriever
         found = retriever.nearest(queries, max(settings.neighbours, settings.voters))
         moments = retriever.index.moments
@@ -120,7 +114,7 @@ class MmsraRec(Method):
         for start in range(0, len(histories), _EVIDENCE):
             rows = slice(start, start + _EVIDENCE)
             evidence += map(self.scale.lines, self.signs(histories[rows], counted[rows], candidates[rows]))
-        return Told(histories, neighbours, evidence)
+        return Questions(histories, neighbours, candidates, evidence)
 
 
 def _ordered(items: list[np.ndarray], scores: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:

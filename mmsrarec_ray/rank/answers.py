@@ -31,22 +31,26 @@ _KEPT_EVERY = 30.0  # seconds: what a killed scoring loses
 class Answers:
     """The answers of one model about one catalogue. Holds 32 bytes for each while they are looked up.
 
-    spared_seconds: what the asking of all that was found here had taken.
+    spared_seconds: what the asking of all that was found here had taken, less what was asked ahead for others.
     """
 
     def __init__(self, folder: Folder):
         """folder: of this model, its settings and this catalogue alone; made where it is not there."""
         self.folder, self.spared_seconds = folder, 0.0
 
-    def find(self, keys: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Scores in [0, 1], NaN where there are none: float64 (c,) for each array of keys, V16 (c,)."""
+    def find(self, keys: Sequence[np.ndarray], counted: int | None = None) -> list[np.ndarray]:
+        """Scores in [0, 1], NaN where there are none: float64 (c,) for each array of keys, V16 (c,).
+
+        counted: the first arrays, whose seconds were spared; None: all.
+        """
         kept, wanted = read_parts(self.folder, _SCHEMA.names), _column(np.concatenate([np.empty(0, _KEY), *keys]))
         if not kept.num_rows or not len(wanted):
             return [np.full(len(each), np.nan) for each in keys]
         places = pc.index_in(wanted, value_set=kept["key"].combine_chunks())
         scores, seconds = (kept[name].take(places).to_numpy() for name in ("score", "seconds"))  # null becomes NaN
-        self.spared_seconds += float(np.nansum(seconds))
-        return np.split(scores.copy(), np.cumsum([len(each) for each in keys])[:-1])
+        edges = np.cumsum([len(each) for each in keys])[:-1]
+        self.spared_seconds += sum(float(np.nansum(each)) for each in np.split(seconds, edges)[:counted])
+        return np.split(scores.copy(), edges)
 
     def keep(self, keys: np.ndarray, scores: np.ndarray, seconds: float) -> None:
         """Add answers. keys: V16 (n,); scores: float64 (n,); seconds: that all of them took."""

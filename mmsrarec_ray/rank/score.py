@@ -7,8 +7,9 @@ user once (the paper scores each candidate with a prompt of its own).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -37,39 +38,64 @@ _TASK = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of some users.
+
+    histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`; evidence: what
+    is said of each of the candidates, as `Scale.lines` gives it.
+    """
+
+    histories: Sequence[np.ndarray]
+    neighbours: Sequence[np.ndarray]
+    candidates: Sequence[np.ndarray]
+    evidence: Sequence[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def users(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
+        """What is asked of each."""
+        return zip(self.histories, self.neighbours, self.candidates, self.evidence, strict=True)
+
+    def take(self, rows: slice) -> Questions:
+        """Of some users alone."""
+        return Questions(*(getattr(self, each.name)[rows] for each in fields(self)))
+
+    def with_more(self, others: Questions) -> Questions:
+        """These, and then those."""
+        return Questions(*([*getattr(self, each.name), *getattr(others, each.name)] for each in fields(self)))
+
+
 def score(
     config: Config,
     catalogue: Catalogue,
     adapter: str | None,
-    histories: Sequence[np.ndarray],
-    neighbours: Sequence[np.ndarray],
-    candidates: Sequence[np.ndarray],
-    evidence: Sequence[list[str]],
+    questions: Questions,
     answers: Answers | None = None,
+    ahead: Questions | None = None,
 ) -> list[np.ndarray]:
     """Scores in [0, 1] of each user's candidates: float64 (c,) each.
 
-    histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`; evidence: what
-    is said of each of the candidates, as `Scale.lines` gives it;
     adapter: the local folder of a LoRA adapter, None for the model as it is; answers: of this model, settings and
-    catalogue: what is found there is not asked again (no engine starts where that is all), and what is asked is added.
+    catalogue: what is found there is not asked again (no engine starts where that is all), and what is asked is added;
+    ahead: what is only added to the answers, for who asks later: an engine takes long to start.
     Ray must be connected. Raises RuntimeError with the engine's message where a candidate could not be scored,
     InputError where a question does not fit the model, ConfigError where the cluster is too small.
     """
-    keys = [keys_of(*each) for each in zip(histories, neighbours, candidates, evidence, strict=True)]
-    found = answers.find(keys) if answers else [np.full(len(each), math.nan) for each in candidates]
+    every = questions.with_more(ahead) if answers and ahead else questions
+    keys = [keys_of(*each) for each in every.users()]
+    found = answers.find(keys, len(questions)) if answers else [np.full(len(each), math.nan) for each in keys]
     columns = [np.flatnonzero(np.isnan(each)) for each in found]
     tasks = [
         dict(zip(_TASK.names, (row, history, near, asked, items[asked], [said[place] for place in asked]), strict=True))
-        for row, (history, near, asked, items, said) in enumerate(
-            zip(histories, neighbours, columns, candidates, evidence, strict=True)
-        )
+        for row, (asked, (history, near, items, said)) in enumerate(zip(columns, every.users(), strict=True))
         if len(asked)
     ]
     if not tasks:
-        return found
+        return found[: len(questions)]
     table, total = pa.Table.from_pylist(tasks, _TASK), sum(map(len, columns))
-    progress, done = Progress("score", total, "candidates"), 0
+    progress, done, began = Progress("score", total, "candidates"), 0, time.perf_counter()
     with engines_heard(), Keeper(answers) as keeper:
         for part in _asked(config, catalogue, adapter, table, max(1, total // _REQUESTS)):
             for row, column, value in zip(part.rows, part.columns, part.scores, strict=True):
@@ -79,7 +105,10 @@ def score(
             progress.update(done)
     if any(np.isnan(each).any() for each in found):
         raise RuntimeError("the engine answered for fewer candidates than it was asked for")
-    return found
+    if answers:
+        share = sum(map(len, columns[len(questions) :])) / total
+        answers.spared_seconds -= share * (time.perf_counter() - began)
+    return found[: len(questions)]
 
 
 @dataclass(frozen=True)

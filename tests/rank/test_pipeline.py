@@ -20,6 +20,9 @@ from mmsrarec_ray.evaluate.stages import read_negatives, read_rankings
 from mmsrarec_ray.job import plan
 from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.pipeline import SUMMARY, Pipeline
+from mmsrarec_ray.rank.answers import Answers, keys_of
+from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.score import Questions
 from mmsrarec_ray.store import Artefact, Run
 
 
@@ -58,6 +61,36 @@ def test_no_question_is_asked_twice(
         order = np.argsort(-method.score(cases.queries, lists), axis=1, kind="stable")
         ids = log.items.to_numpy(zero_copy_only=False)[np.take_along_axis(lists, order, 1)]
         assert ids.tolist() == kept["items"].to_pylist()
+
+
+def test_the_engine_is_asked_at_once_what_a_blend_learns_from(
+    done: dict[str, Artefact], pipeline: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Questions, Questions | None]] = []
+
+    def answered(
+        config: Config, catalogue: Catalogue, adapter: str, now: Questions, answers: Answers, ahead: Questions | None
+    ) -> list[np.ndarray]:
+        asked.append((now, ahead))
+        return [np.full(len(each), 0.5) for each in now.candidates]
+
+    monkeypatch.setattr("mmsrarec_ray.methods.mmsrarec.score", answered)
+    log = read_log(done["dataset"].folder)
+    cases, validation = log.cases("test"), log.cases("validation")
+    dataset = Dataset(log.n_items, log.train(), validation, pool_of(log, pipeline.evaluate))
+    ours, blend = (recipe_of(name, pipeline).build(0, log, done) for name in ("mmsrarec", "mmsrarec+retrieval"))
+    ours.fit(dataset)
+    for _ in range(2):
+        ours.score(cases.queries, cases.positives[:, None])
+    blend.fit(dataset)
+    (_, ahead), (_, again), (learnt, _) = asked
+    assert ahead is not None
+    assert again is None
+    assert len(ahead) == len(validation)
+    for before, after in zip(ahead.users(), learnt.users(), strict=True):
+        np.testing.assert_array_equal(keys_of(*before), keys_of(*after))
+    alone = pipeline.model_copy(update={"evaluate": pipeline.evaluate.model_copy(update={"methods": ("mmsrarec",)})})
+    assert recipe_of("mmsrarec", alone).build(0, log, done).ahead is None  # type: ignore[attr-defined]
 
 
 def test_the_summary_says_where_every_result_lies(done: dict[str, Artefact]) -> None:
