@@ -29,6 +29,8 @@ from mmsrarec_ray.progress import say
 
 _HERE = "127.0.0.1"
 _PATIENCE_SECONDS = 120
+_TRIES = 3
+_SLOW = "timed out during startup"  # what `ray start` says
 _PORTS = range(20_000, 32_768)  # above those of Ray's workers, below those that Linux gives to any process
 
 
@@ -41,6 +43,34 @@ def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
     the cluster whose address was last noted in the folder, which may be another one's. options: further words for
     `ray start`. Raises RuntimeError with what Ray said where it does not come up.
     """
+    process, address = _come_up(num_cpus, options)
+    try:
+        yield address
+    finally:
+        _stop(process)
+
+
+def _come_up(num_cpus: int, options: tuple[str, ...]) -> tuple[subprocess.Popen, str]:
+    """The cluster's process, and the address of its dashboard. Ray gives a node half a minute to start, and a busy
+    machine needs longer at times: then it is tried again."""
+    for left in reversed(range(_TRIES)):
+        with tempfile.TemporaryFile("w+") as log:
+            process, address, agent = _start(num_cpus, options, log)
+            try:
+                # The dashboard answers some seconds before the agent does, and it is the agent that runs jobs.
+                _wait_for(f"{agent}/api/healthz", process, log)
+                _wait_for(f"{address}/api/gcs_healthz", process, log)
+            except BaseException as error:
+                _stop(process)
+                if not left or _SLOW not in str(error):
+                    raise
+            else:
+                return process, address
+    raise AssertionError("the last try returns or raises")
+
+
+def _start(num_cpus: int, options: tuple[str, ...], log: IO[str]) -> tuple[subprocess.Popen, str, str]:
+    """`ray start`, and the addresses of the dashboard and of its agent."""
     tools = Path(sys.executable).parent
     ports = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     chosen = dict(zip(ports, _free_ports(len(ports)), strict=True))
@@ -53,18 +83,11 @@ def local_cluster(num_cpus: int, *options: str) -> Iterator[str]:
         # Its job has ended when it is stopped: nothing is left to wait half a minute for.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
-    address = f"http://{_HERE}:{chosen['dashboard-port']}"
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [tools / "ray", "start", *words, *options], stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-        try:
-            # The dashboard answers some seconds before the agent does, and it is the agent that runs jobs.
-            _wait_for(f"http://{_HERE}:{chosen['dashboard-agent-listen-port']}/api/healthz", process, log)
-            _wait_for(f"{address}/api/gcs_healthz", process, log)
-            yield address
-        finally:
-            _stop(process)
+    process = subprocess.Popen(
+        [tools / "ray", "start", *words, *options], stdout=log, stderr=log, env=environment, start_new_session=True
+    )
+    dashboard, agent = (f"http://{_HERE}:{chosen[name]}" for name in ("dashboard-port", "dashboard-agent-listen-port"))
+    return process, dashboard, agent
 
 
 def _folder() -> str:

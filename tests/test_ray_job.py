@@ -125,6 +125,16 @@ def test_a_job_joins_its_own_cluster_beside_a_newer_one(cluster: str) -> None:
     assert "8 CPUs" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_node_that_is_slow_to_start_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives up after half a minute. The first `ray start` says so, as on a busy machine; the next is the real."""
+    slow = "echo 'Exception: The current node timed out during startup.'; exit 1"
+    (tmp_path / "ray").write_text(f'#!/bin/sh\nmkdir {tmp_path}/tried && {{ {slow}; }}\nexec {RAY} "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with local_cluster(1) as address, urllib.request.urlopen(f"{address}/api/gcs_healthz", timeout=60) as answer:
+        assert answer.status == 200
+
+
 def test_a_local_job_that_is_stopped_takes_its_cluster_along() -> None:
     words = [sys.executable, "-m", "mmsrarec_ray.local", "--num-cpus", "1", "--", "sleep", "600"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT / "configs")

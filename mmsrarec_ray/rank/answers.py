@@ -63,7 +63,7 @@ class Keeper:
 
     def __init__(self, answers: Answers | None):
         """answers: None where nothing is kept."""
-        self.answers, self.keys, self.scores = answers, [np.empty(0, _KEY)], [np.empty(0)]
+        self.answers, self.keys, self.scores, self.ahead = answers, [np.empty(0, _KEY)], [np.empty(0)], 0
 
     def __enter__(self) -> Keeper:
         self.since = time.monotonic()
@@ -72,18 +72,20 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._keep()
 
-    def add(self, keys: np.ndarray, scores: np.ndarray) -> None:
-        """keys: V16 (n,); scores: float64 (n,)."""
+    def add(self, keys: np.ndarray, scores: np.ndarray, ahead: int = 0) -> None:
+        """keys: V16 (n,); scores: float64 (n,); ahead: how many of them were asked for others."""
         self.keys.append(keys)
         self.scores.append(scores)
+        self.ahead += ahead
         if time.monotonic() - self.since > _KEPT_EVERY:
             self._keep()
 
     def _keep(self) -> None:
-        now = time.monotonic()
+        now, keys = time.monotonic(), np.concatenate(self.keys)
         if self.answers is not None:
-            self.answers.keep(np.concatenate(self.keys), np.concatenate(self.scores), now - self.since)
-        self.keys, self.scores, self.since = self.keys[:1], self.scores[:1], now
+            self.answers.keep(keys, np.concatenate(self.scores), now - self.since)
+            self.answers.spared_seconds -= (now - self.since) * self.ahead / max(len(keys), 1)
+        self.keys, self.scores, self.ahead, self.since = self.keys[:1], self.scores[:1], 0, now
 
 
 def keys_of(history: np.ndarray, neighbours: np.ndarray, candidates: np.ndarray, evidence: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,6 @@ user once (the paper scores each candidate with a prompt of its own).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -87,28 +86,31 @@ def score(
     keys = [keys_of(*each) for each in every.users()]
     found = answers.find(keys, len(questions)) if answers else [np.full(len(each), math.nan) for each in keys]
     columns = [np.flatnonzero(np.isnan(each)) for each in found]
-    tasks = [
-        dict(zip(_TASK.names, (row, history, near, asked, items[asked], [said[place] for place in asked]), strict=True))
-        for row, (asked, (history, near, items, said)) in enumerate(zip(columns, every.users(), strict=True))
-        if len(asked)
-    ]
-    if not tasks:
+    total = sum(map(len, columns))
+    if not total:
         return found[: len(questions)]
-    table, total = pa.Table.from_pylist(tasks, _TASK), sum(map(len, columns))
-    progress, done, began = Progress("score", total, "candidates"), 0, time.perf_counter()
+    progress, done = Progress("score", total, "candidates"), 0
     with engines_heard(), Keeper(answers) as keeper:
-        for part in _asked(config, catalogue, adapter, table, max(1, total // _REQUESTS)):
+        for part in _asked(config, catalogue, adapter, _tasks(every, columns), max(1, total // _REQUESTS)):
             for row, column, value in zip(part.rows, part.columns, part.scores, strict=True):
                 found[row][column] = value
-            keeper.add(np.array([keys[r][c] for r, c in zip(part.rows, part.columns, strict=True)]), part.scores)
+            asked = np.array([keys[row][column] for row, column in zip(part.rows, part.columns, strict=True)])
+            keeper.add(asked, part.scores, int((part.rows >= len(questions)).sum()))
             done += len(part.rows)
             progress.update(done)
     if any(np.isnan(each).any() for each in found):
         raise RuntimeError("the engine answered for fewer candidates than it was asked for")
-    if answers:
-        share = sum(map(len, columns[len(questions) :])) / total
-        answers.spared_seconds -= share * (time.perf_counter() - began)
     return found[: len(questions)]
+
+
+def _tasks(questions: Questions, columns: list[np.ndarray]) -> pa.Table:
+    """A row for each user of whom something is asked. columns: places of these candidates, int64, an array each."""
+    rows = [
+        (row, history, near, asked, items[asked], [said[place] for place in asked])
+        for row, (asked, (history, near, items, said)) in enumerate(zip(columns, questions.users(), strict=True))
+        if len(asked)
+    ]
+    return pa.Table.from_pylist([dict(zip(_TASK.names, row, strict=True)) for row in rows], _TASK)
 
 
 @dataclass(frozen=True)

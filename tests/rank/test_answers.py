@@ -49,6 +49,17 @@ def test_what_has_arrived_is_kept_however_the_asking_ends(tmp_path: Path, monkey
     np.testing.assert_array_equal(answers.find([keys])[0], [0.5, 0.75])
 
 
+def test_the_time_of_what_is_asked_for_others_is_theirs(tmp_path: Path) -> None:
+    answers, keys = Answers(Folder.at(str(tmp_path))), keys_of(HISTORY, NEIGHBOURS, CANDIDATES, SAID)
+    with Keeper(answers) as keeper:
+        keeper.add(keys, np.array([0.5, 0.75]), ahead=1)
+        keeper.since -= 10.0
+    assert -5.5 < answers.spared_seconds <= -5.0
+    later = Answers(answers.folder)
+    later.find([keys[:1], keys[1:]], counted=1)
+    np.testing.assert_allclose(later.spared_seconds, -answers.spared_seconds)
+
+
 def _add_and_break_off(answers: Answers, keys: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     with Keeper(answers) as keeper:
         keeper.add(keys[:1], np.array([0.5]))
