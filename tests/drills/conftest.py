@@ -63,7 +63,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Continuous integration ends in time on a slow machine too: what would begin too late is left out, and said."""
     begin_by = os.environ.get("MMSRAREC_DRILLS_BEGIN_BY")
     if begin_by and time.time() > float(begin_by):
-        pytest.skip("too late to begin (MMSRAREC_DRILLS_BEGIN_BY)")
+        pytest.skip(f"{item.name}: too late to begin (MMSRAREC_DRILLS_BEGIN_BY)")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
