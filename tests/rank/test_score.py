@@ -87,7 +87,7 @@ def test_scores_are_those_of_transformers(
     ray_session: str, catalogue: Catalogue, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, kept, every = config(), Folder.at(str(tmp_path)), Questions(HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE)
-    later = Questions(HISTORIES[:1], NEIGHBOURS[:1], [np.arange(20, 28)], [["", *EVIDENCE[0][11:], *[""] * 6]])
+    later = Questions(HISTORIES[:1], NEIGHBOURS[:1], [np.arange(20, 28)], [[""] * 8])
     reference = by_transformers(settings, catalogue, adapter)
     # Some are known already: a wrong score, which shows that it is taken and that the others land in their places.
     answers, [key] = Answers(kept), keys_of(HISTORIES[3], NEIGHBOURS[3], CANDIDATES[3][1:2], EVIDENCE[3][1:2])
@@ -105,10 +105,10 @@ def test_scores_are_those_of_transformers(
     assert len(np.unique(found[0])) > 10
 
     monkeypatch.setattr(scoring, "asked", None)  # from here on no engine can start
-    again, answers = every.take(slice(2)).with_more(later), Answers(kept)
-    asked = score(settings, catalogue, adapter, again, answers)
-    for ours, before in zip(asked[:2], found, strict=False):
+    again, answers = every.take(slice(None, None, -1)).with_more(later), Answers(kept)
+    *asked, what_was_later = score(settings, catalogue, adapter, again, answers)
+    for ours, before in zip(asked, found[::-1], strict=True):
         np.testing.assert_array_equal(ours, before)
-    assert answers.spared_seconds > 0
-    assert ((asked[2] > 0) & (asked[2] < 1)).all()
-    assert asked[2][1] == found[0][11]  # the same question
+    assert answers.spared_seconds > 5.0
+    assert len(np.unique(what_was_later)) > 5
+    assert ((what_was_later > 0) & (what_was_later < 1)).all()
