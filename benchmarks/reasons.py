@@ -177,7 +177,7 @@ def recommended(method: MmsraRec, cases: Cases, lists: np.ndarray) -> tuple[list
     live = LiveCatalogue(method.catalogue, method.config.rank.said)
     retriever = method.retrieval.retriever
     moments = retriever.index.moments
-    found = retriever.nearest(cases.queries, method.config.retrieve.voters).rows
+    found = retriever.nearest(cases.queries, method.config.methods.retrieval.neighbours).rows
     prompts, reasons = [], []
     for row, item in enumerate(first.tolist()):
         history = told.histories[row].tolist()

@@ -150,10 +150,12 @@ def served(run: str, settings: list[str], more: dict[str, str] | None, what: str
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until every part answers. The service is ready before its engine is, whose start takes both cores for a while."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(httpx.TransportError):  # nobody listens yet
-            if httpx.get(f"{URL}/readyz", timeout=5).status_code == 200:
+            told = httpx.get(f"{URL}/readyz", timeout=5)
+            if told.status_code == 200 and all(told.json().get("parts", {}).values()):
                 return
         time.sleep(0.5)
     raise SystemExit(f"the service did not start:\n{log.read_text()[-3000:]}")

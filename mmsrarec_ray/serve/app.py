@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,8 +56,9 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
         redoc_url=None,
     )
 
-    def allowed(write: bool) -> Callable[..., None]:
-        def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+    def allowed(write: bool) -> Callable[..., Awaitable[None]]:
+        # async although it waits for nothing: FastAPI would ask a thread, which takes longer than the check.
+        async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
             keys.check(given.credentials if given else None, write)
 
         return check
