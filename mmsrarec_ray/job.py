@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import yaml
@@ -32,6 +34,7 @@ from mmsrarec_ray.progress import said_about, said_as, say
 from mmsrarec_ray.store import MANIFEST, Artefact, FileEntry, Folder, Manifest, Run, code_fingerprint, fingerprint
 
 DONE, FAILED, USAGE = 0, 1, 2
+_RAY_DATA_ADDS = re.compile(r"Failed to .+ after \d+/\d+ attempts \(total backoff")
 
 
 @dataclass(frozen=True)
@@ -365,7 +368,7 @@ def _told(stage: Stage, options: argparse.Namespace) -> tuple[int, dict[str, Any
         say(f"{stage.name}: {error}")
         return _refused(error)
     except Exception as error:
-        message = _reason(error)
+        message = _reason(error) + _advice(error, stage.config.run)
         if stage.config.ray.log_encoding == "TEXT":
             traceback.print_exc()
         say(f"{stage.name}: failed: {message}", traceback=traceback.format_exc())
@@ -423,11 +426,13 @@ def _facts(step: Planned, manifest: Manifest, status: str) -> dict[str, Any]:
 def _in_task(error: BaseException) -> tuple[str, str]:
     """Class and message of what a Ray task met first.
 
-    Ray Data keeps the chain of causes as text only: the first traceback in it ends with the original exception.
+    Ray Data keeps the chain of causes as text only: the first traceback in it ends with the original exception, to
+    whose message it adds how to have things tried again.
     """
     lines = str(error).split("\nThe above exception was the direct cause")[0].strip().splitlines()
     frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
-    said = " ".join(lines[frames[-1] + 1 :] if frames else lines[-1:])
+    told = lines[frames[-1] + 1 :] if frames else lines[-1:]
+    said = " ".join(takewhile(lambda line: not _RAY_DATA_ADDS.match(line), told))
     kind, _, message = said.partition(": ")
     return kind.rsplit(".", 1)[-1], message
 
@@ -446,6 +451,15 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayTaskError):
         return without_secrets(": ".join(_in_task(error)))
     return without_secrets(f"{type(error).__name__}: {str(error).strip() or 'no message'}")
+
+
+def _advice(error: Exception, run: str) -> str:
+    """What to do about it, where that does not follow from the reason. run: the run folder."""
+    if "No space left on device" in str(error):
+        return without_secrets(
+            f". Make room in {run}, or in Ray's temporary folder if that is full, and give the job again."
+        )
+    return ""
 
 
 def _parser(stage_class: type[Stage]) -> argparse.ArgumentParser:
