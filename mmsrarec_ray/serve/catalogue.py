@@ -56,10 +56,10 @@ class LiveCatalogue:
 
     def title(self, number: int) -> str:
         """'' of an item that has none, or whose titles the catalogue was read without."""
-        shown = self.base.shown
-        if number in self._shown or "title" not in shown.column_names:
-            return self._shown.get(number, {}).get("title") or ""
-        return shown["title"][number].as_py() or ""  # the title alone: an answer names many items
+        if number in self._shown:
+            return self._shown[number].get("title") or ""
+        shown = self.base.shown  # not its whole row: an answer names many items
+        return shown["title"][number].as_py() or "" if "title" in shown.column_names else ""
 
     def keywords(self, number: int) -> tuple[str, ...]:
         return tuple(words_of(self.lines([number])[0]))

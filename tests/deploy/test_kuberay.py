@@ -95,11 +95,12 @@ def test_kinds_are_known() -> None:
     assert kinds == ours | {"PersistentVolumeClaim": "v1", "ConfigMap": "v1"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_kuberay_accepts_it(file: Path) -> None:
-    for document in documents(file):
-        if document["apiVersion"] == "ray.io/v1":
-            kuberay(document["kind"]).validate(document)
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayCronJob", "RayService"])
+def test_kuberay_accepts_them(kind: str) -> None:
+    found = of_kind(kind)
+    errors = [error.message for document in found for error in kuberay(kind).iter_errors(document)]
+    assert found
+    assert errors == []
 
 
 def test_kuberay_refuses_what_is_wrong() -> None:
