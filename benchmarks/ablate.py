@@ -55,6 +55,7 @@ ROWS = (
     "summaries untuned: summarize.tuned=false",
     "no pictures: rank.said=text_keywords",
     "no similar users: rank.similar_users=false rank.evidence=[popularity]",
+    "no segments: rank.liked=0 rank.evidence=[cooccurrence,moments,popularity]",
     "no evidence: rank.evidence=[]",
     "no other tasks: tune_recommender.tasks.next_item=0 tune_recommender.tasks.item_keywords=0 "
     "tune_recommender.tasks.interests=0",
@@ -131,18 +132,27 @@ def judge(material: Source, writer: Writer, model: torch.nn.Module, asked: Conte
     drawn = draw_negatives(log, cases, pool_of(log, settings), settings.negatives, settings.seeds[0])
     lists = np.column_stack([cases.positives, drawn])
     at = {user: row for row, user in enumerate(cases.queries.histories.users.tolist())}
-    scores = [scored(material, writer, model, asked, row, lists[at[int(user)]]) for row, user in enumerate(asked.users)]
+    scores = [
+        scored(material, writer, model, asked, row, liked, lists[at[int(user)]])
+        for row, (user, liked) in enumerate(zip(asked.users, material.liked(asked), strict=True))
+    ]
     found = per_case(Ranks.of(np.stack(scores), np.zeros(len(scores), np.int64)), (5,))
     return np.column_stack([found[name] for name in METRICS])
 
 
 def scored(
-    material: Source, writer: Writer, model: torch.nn.Module, asked: Contexts, row: int, candidates: np.ndarray
+    material: Source,
+    writer: Writer,
+    model: torch.nn.Module,
+    asked: Contexts,
+    row: int,
+    liked: list[str],
+    candidates: np.ndarray,
 ) -> np.ndarray:
     """What the model says of a context's candidates, logit of yes less that of no: float32 (n,)."""
     asker = writer.asker
     [signs] = material.signs([asked.histories[row]], [asked.votes[row]], [candidates])
-    lines = asker.user(asked.histories[row], asked.neighbours[row])
+    lines = asker.user(asked.histories[row], asked.neighbours[row], liked)
     examples = []
     for number, said in zip(candidates.tolist(), material.scale.lines(signs), strict=True):
         question = asker.question(lines, number, said)

@@ -3,8 +3,8 @@
     python benchmarks/evidence.py --config configs/demo.yaml run=/runs/demo
 
 AUC of the positive among 20 uniform negatives of the core, for the contexts of training, validation and test users,
-with standard errors over users. `with own` leaves a user's own training interactions in the counts: what a ranker would
-learn to trust if they stayed there.
+with standard errors over users. `with own` leaves a user's own training interactions in the counts, and asks segments
+that were learnt from them too: what a ranker would learn to trust if they stayed there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from mmsrarec_ray.data.schemas import CONTEXTS
 from mmsrarec_ray.job import connect, execute
 from mmsrarec_ray.rank.contexts import Contexts
 from mmsrarec_ray.rank.evidence import Signs
+from mmsrarec_ray.rank.segments import learn_segments
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Run
+from mmsrarec_ray.summarize.stage import Summarize
 
 NEGATIVES = 20
 
@@ -37,8 +39,8 @@ def aucs(signs: Signs, log: Log, contexts: Contexts, own: bool) -> np.ndarray:
     for user, cut in zip(contexts.users, contexts.cuts, strict=True):
         touched = log.sequences[user]
         candidates.append(np.array([touched[cut], *untouched(core, touched, NEGATIVES, int(user))], np.int64))
-    left_out = None if own else log.train_of(contexts.users)
-    found = np.stack(signs(contexts.histories, contexts.votes, candidates, left_out))
+    left_out, folds = (None, None) if own else (log.train_of(contexts.users), contexts.folds)
+    found = np.stack(signs(contexts.histories, contexts.votes, candidates, left_out, folds))
     positive, others = found[:, :, :1], found[:, :, 1:]
     return ((others < positive) + 0.5 * (others == positive)).mean(2)
 
@@ -51,13 +53,18 @@ def main() -> int:
     config = load(options.config, options.settings)
     connect(config)
     run = Run.at(config.run)
-    dataset, retriever = (execute(stage, run)[0].artefact for stage in (Prepare(config), Retrieve(config)))
+    made = {stage.artefact: execute(stage, run)[0].artefact for stage in (Prepare(config), Retrieve(config))}
+    if "segments" in config.rank.evidence:
+        made["keywords"] = execute(Summarize(config), run)[0].artefact
+    dataset, retriever = made["dataset"], made["retriever"]
     assert dataset is not None
     assert retriever is not None
     log = read_log(dataset.folder)
     table = read_parts(retriever.folder / "contexts", CONTEXTS.names)
     counts = np.bincount(log.train().items, minlength=log.n_items)
-    signs = Signs(config.rank.evidence, counts, Retriever.load(retriever.folder).cooccurrence)
+    keywords = made.get("keywords")
+    segments = learn_segments(config, log, keywords.folder) if keywords else None
+    signs = Signs(config.rank.evidence, counts, Retriever.load(retriever.folder).cooccurrence, segments)
     print("| AUC, % | " + " | ".join(signs.kinds) + " | contexts |\n|---" + "|---" * (1 + len(signs.kinds)) + "|")
     for split in ("train", "validation", "test"):
         contexts = Contexts.of(log, table.filter(pc.equal(table["split"], split)))

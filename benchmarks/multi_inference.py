@@ -87,7 +87,8 @@ class Model:
 
 def one(model: Model, work: Questions, block: int) -> None:
     """Ours."""
-    users = [model.asker.user(*each) for each in zip(work.histories, work.neighbours, strict=True)]
+    parts = zip(work.histories, work.neighbours, work.liked, strict=True)
+    users = [model.asker.user(*each) for each in parts]
     model.judge(users, work.candidates)
 
 

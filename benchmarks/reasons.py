@@ -40,15 +40,18 @@ from mmsrarec_ray.serve.why import Evidence, Why
 from mmsrarec_ray.store import Artefact, Run
 
 _SURE = 1e-6  # log odds of a score nearer to 0 or 1 are those of this
+_KEYWORDS = "for its keywords"  # the clause of the evidence
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads of a user and an item. history, neighbours: lines; evidence: what is said of the item."""
+    """What a model reads of a user and an item. history, neighbours, liked: lines; evidence: what is said of the
+    item."""
 
     item: int
     history: tuple[str, ...]
     neighbours: tuple[str, ...]
+    liked: tuple[str, ...]
     evidence: str
 
 
@@ -110,7 +113,11 @@ def similar_users(lines: Sequence[str]) -> Kind:
 def counts(prompt: Prompt, why: Why, history: Sequence[int]) -> Choice:
     """Places: clauses of the evidence whose level is not 0."""
     clauses = prompt.evidence.split(", ") if prompt.evidence else []
-    there = [place for place, clause in enumerate(clauses) if not clause.endswith(" 0")]
+    there = [
+        place
+        for place, clause in enumerate(clauses)
+        if not clause.endswith(" 0") and _KEYWORDS not in clause  # which `why` does not speak of
+    ]
     given = [("with this history", bool(why.history)), ("by similar users", why.similar_users > 0)]
     named = [place for place in there if any(said in clauses[place] and named for said, named in given)]
 
@@ -149,6 +156,7 @@ class Scorer:
                 [np.array([numbers[line] for line in prompt.neighbours], np.int64) for prompt in prompts],
                 [np.array([prompt.item], np.int64) for prompt in prompts],
                 [[prompt.evidence] for prompt in prompts],
+                [list(prompt.liked) for prompt in prompts],
             ),
         )
         said = np.clip(np.concatenate(found), _SURE, 1 - _SURE)
@@ -184,7 +192,7 @@ def recommended(method: MmsraRec, cases: Cases, lists: np.ndarray) -> tuple[list
         near = moments.next_items[found[row][found[row] >= 0]]
         reasons.append(Evidence(live, retriever.cooccurrence, history, near).why(item))
         before, others = (tuple(live.lines(each)) for each in (history, told.neighbours[row]))
-        prompts.append(Prompt(item, before, others, told.evidence[row][0]))
+        prompts.append(Prompt(item, before, others, tuple(told.liked[row]), told.evidence[row][0]))
     return prompts, reasons, told
 
 

@@ -52,7 +52,7 @@ def drawn_questions(users: int, candidates: int, shared: tuple[int, int]) -> Que
     history, items of similar users."""
     rng = np.random.default_rng(0)
     drawn = [[rng.choice(ITEMS, size, replace=False) for _ in range(users)] for size in (*shared, candidates)]
-    return Questions(*drawn, evidence=[[""] * candidates] * users)
+    return Questions(*drawn, evidence=[[""] * candidates] * users, liked=[[]] * users)
 
 
 def ours(config: Config, work: Questions, adapter: str | None) -> float:
@@ -88,7 +88,7 @@ def bare(config: Config, work: Questions, adapter: str | None) -> float:
     sampling = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(asker.answers))
     request = LoRARequest("recommender", 1, adapter) if adapter else None
     prompts: list[Any] = []
-    for history, neighbours, candidates, _ in work.users():
+    for history, neighbours, candidates, *_ in work.users():
         user = asker.user(history, neighbours)
         questions = [asker.question(user, int(candidate)) for candidate in candidates]
         for question, tokens in zip(questions, asker.tokens(questions), strict=True):

@@ -277,7 +277,7 @@ def questions(bundle: Bundle, asked: list[str]) -> tuple[dict[str, list[Any]], A
     for user in asked:
         told = finder.find(Wish(user, [], None, config.serve.candidates))
         history, neighbours = ([live.number(item) for item in items] for items in (told.history, told.neighbours))
-        read = asker.user(history, neighbours)
+        read = asker.user(history, neighbours, told.liked)
         drawn = [asker.question(read, live.number(each.item_id), each.evidence) for each in told.candidates]
         found[user] = [
             {"prompt_token_ids": tokens}

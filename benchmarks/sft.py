@@ -50,6 +50,7 @@ def write(config: Config, steps: int, out: Folder) -> None:
     contexts = Contexts(
         np.arange(n),
         np.full(n, length),
+        np.zeros(n, np.int64),
         [sequence[:-1].astype(np.int64) for sequence in sequences],
         [rng.choice(ITEMS, near, replace=False) for _ in range(n)],
         [{}] * n,

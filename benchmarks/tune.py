@@ -66,6 +66,7 @@ SPACES: dict[str, dict[str, list[Any]]] = {
     "bert4rec": _ENCODER | {"mask_share": [0.15, 0.3, 0.5]},
     "retrieval": {"neighbours": [30, 100, 300, 1000], "temperature": [0.03, 0.1, 0.3], "cooccurrence": [0.3, 1.0, 3.0]},
     "content_knn": {"decay": [0.0, 0.5, 0.9, 0.95, 1.0]},
+    "segments": {"count": [16, 32, 64, 128], "prior": [0.3, 1.0, 3.0, 10.0], "words": [500, 2_000, 8_000]},
     "fusion": _FUSION,
     "fusion_content": _FUSION,
 }

@@ -325,9 +325,12 @@ class Rank(Settings):
     its keywords, those of one half, or its title."""
     similar_users: bool = True
     """Show what similar users chose next."""
-    evidence: tuple[Literal["cooccurrence", "moments", "popularity"], ...] = ()
+    evidence: tuple[Literal["cooccurrence", "segments", "moments", "popularity"], ...] = ()
     """What is said of a candidate beside itself, as levels from 0 to 9: how often others chose it soon after items of
-    the history, how many of the similar moments (`retrieve.voters`) chose it next, how many users chose it."""
+    the history, how much users of the same segments like its keywords (`methods.segments`), how many of the similar
+    moments (`retrieve.voters`) chose it next, how many users chose it."""
+    liked: NonNegativeInt = 0
+    """Show so many keywords of each half that users of the same segments (`methods.segments`) like best; 0: none."""
     max_text_chars: PositiveInt = 500
     """A question holds this much of a candidate's title and text."""
     shortlist: PositiveInt = 200
@@ -536,10 +539,28 @@ class ContentKnn(Settings):
     """Weight of an item of the history against the one that came after it."""
 
 
+class Segments(Settings):
+    """Groups of users who choose alike, told from words (`rank.evidence` learns its own from keywords)."""
+
+    source: Literal["keywords", "texts"] = "keywords"
+    """What the method `segments` reads: the keywords of jobs/summarize.py, with a facet for each half, or titles and
+    texts, with one."""
+    count: PositiveInt = 64
+    """Segments of a facet."""
+    prior: PositiveFloat = 1.0
+    """Inverse variance of what a segment thinks of a word."""
+    steps: PositiveInt = 200
+    """Iterations of L-BFGS, at most: it stops earlier when the validation users no longer gain."""
+    words: PositiveInt = 2_000
+    """Words of a facet, the commonest, at most."""
+    min_items: PositiveInt = 3
+    """Items that have a word, at least."""
+
+
 class Fusion(Settings):
     """A small network over the scores of the other methods, fitted on the validation users."""
 
-    of: tuple[Literal["itemknn", "session_knn", "ease", "sasrec", "gru4rec", "bert4rec"], ...] = (
+    of: tuple[Literal["itemknn", "session_knn", "ease", "segments", "sasrec", "gru4rec", "bert4rec"], ...] = (
         "itemknn",
         "session_knn",
         "sasrec",
@@ -567,8 +588,8 @@ class FusionContent(Fusion):
 
 
 class Blend(Settings):
-    """`mmsrarec+retrieval`, `mmsrarec+fusion`, `mmsrarec+fusion_content`: the language model's score beside another
-    method's, with weights learnt on the validation users."""
+    """`mmsrarec+retrieval`, `mmsrarec+segments`, `mmsrarec+fusion`, `mmsrarec+fusion_content`: the language model's
+    score beside another method's, with weights learnt on the validation users."""
 
     negatives: PositiveInt = 20
     """Uniform negatives beside each positive."""
@@ -589,6 +610,7 @@ class Methods(Settings):
     bert4rec: Bert4Rec = Bert4Rec()
     retrieval: Retrieval = Retrieval()
     content_knn: ContentKnn = ContentKnn()
+    segments: Segments = Segments()
     fusion: Fusion = Fusion()
     fusion_content: FusionContent = FusionContent()
     blend: Blend = Blend()
@@ -605,10 +627,12 @@ MethodName = Literal[
     "bert4rec",
     "retrieval",
     "content_knn",
+    "segments",
     "fusion",
     "fusion_content",
     "mmsrarec",
     "mmsrarec+retrieval",
+    "mmsrarec+segments",
     "mmsrarec+fusion",
     "mmsrarec+fusion_content",
     "taste_oracle",

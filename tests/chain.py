@@ -17,7 +17,12 @@ SETTINGS = (
     *("methods.sasrec.dim=16", "methods.sasrec.epochs=2", "methods.sasrec.heads=1"),
     *("tune_recommender.batch_size=8", "tune_recommender.epochs=2", "tune_recommender.checkpoint_steps=5"),
     *("tune_recommender.lora.rank=8", "tune_recommender.lora.dropout=0", "tune_recommender.log_steps=1"),
-    *("rank.shortlist=6", "rank.candidate=image", "rank.evidence=[cooccurrence, moments, popularity]"),
+    *(
+        "rank.shortlist=6",
+        "rank.candidate=image",
+        "rank.liked=3",
+        "rank.evidence=[cooccurrence, segments, moments, popularity]",
+    ),
     *("retrieve.voters=20", "evaluate.methods=[popularity, mmsrarec, mmsrarec+retrieval]"),
     *("evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),
 )

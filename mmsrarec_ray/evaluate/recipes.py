@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmsrarec_ray.adapters import ADAPTER
@@ -27,6 +26,7 @@ from mmsrarec_ray.methods.mmsrarec import MmsraRec
 from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
 from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.methods.retrieval import Retrieval
+from mmsrarec_ray.methods.segments import SegmentsMethod
 from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
 from mmsrarec_ray.models.engine import engine_resources, require_folder
@@ -34,15 +34,17 @@ from mmsrarec_ray.models.load import engine_identity
 from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale
+from mmsrarec_ray.rank.segments import read_segments
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import Fusion as FusionSettings
 from mmsrarec_ray.settings import FusionContent as FusionContentSettings
 from mmsrarec_ray.store import Artefact, Folder, Run, code_fingerprint, fingerprint, source_fingerprint
+from mmsrarec_ray.summarize.published import read_halves
 from mmsrarec_ray.summarize.stage import Summarize
 
-OURS = ("mmsrarec", "mmsrarec+retrieval", "mmsrarec+fusion", "mmsrarec+fusion_content")
+OURS = ("mmsrarec", "mmsrarec+retrieval", "mmsrarec+segments", "mmsrarec+fusion", "mmsrarec+fusion_content")
 ORACLES = ("taste_oracle", "history_oracle")
 
 
@@ -136,7 +138,7 @@ class RetrievalRecipe(Recipe):
 class ContentRecipe(Recipe):
     """Items like those of the history, by what is said of them."""
 
-    code = ("methods/content", "methods/neighbours", "models/sentences", "evaluate/recipes")
+    code = ("methods/content", "methods/neighbours", "models/sentences", "summarize/published", "evaluate/recipes")
     libraries: tuple[str, ...] = ("scikit-learn", "transformers", "numpy", "scipy")
 
     @property
@@ -150,6 +152,23 @@ class ContentRecipe(Recipe):
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         settings = self.config.methods.content_knn
         return ContentKnn(settings, _said(settings.source, log, inputs))
+
+
+class SegmentsRecipe(Recipe):
+    """What users of one's segments choose."""
+
+    code = ("methods/segments", "retrieve/segments", "summarize/published", "evaluate/recipes")
+    libraries: tuple[str, ...] = ("scipy", "scikit-learn", "numpy")
+
+    @property
+    def requires(self) -> list[Stage]:
+        return [Summarize(self.config)] if self.config.methods.segments.source == "keywords" else []
+
+    def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
+        settings = self.config.methods.segments
+        if settings.source == "texts":
+            return SegmentsMethod(settings, [_said("texts", log, inputs)], seed)
+        return SegmentsMethod(settings, read_halves(inputs["keywords"].folder, log.items), seed)
 
 
 class FusionRecipe(Recipe):
@@ -186,7 +205,7 @@ class FusionRecipe(Recipe):
 class FusionContentRecipe(FusionRecipe):
     """The same with likeness in words."""
 
-    code: tuple[str, ...] = (*FusionRecipe.code, "evaluate/recipes")
+    code: tuple[str, ...] = (*FusionRecipe.code, "summarize/published", "evaluate/recipes")
     libraries: tuple[str, ...] = ("torch", "scikit-learn", "transformers", "numpy", "scipy")
 
     @property
@@ -212,7 +231,7 @@ class MmsraRecRecipe(RetrievalRecipe):
         *RetrievalRecipe.code,
         *("methods/mmsrarec", "rank/score", "rank/answers", "rank/ask", "rank/catalogue", "rank/evidence"),
         *("rank/prompts", "models/engine", "models/load", "models/lora", "summarize/prompts", "data/images"),
-        "data/frames",
+        *("data/frames", "retrieve/segments"),
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 
@@ -244,10 +263,12 @@ class MmsraRecRecipe(RetrievalRecipe):
         retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
         seconds = sum(inputs[name].manifest.seconds for name in needs)
         recommender, answers = inputs["recommender"].folder, self.answers(inputs)
+        segments = read_segments(c, log.items, recommender, inputs["keywords"].folder)
         adapter = (recommender / ADAPTER).path
         blends = set(OURS[1:]).intersection(c.evaluate.methods)
         ahead = partial(learnt_from, settings=c.methods.blend, seed=seed) if blends else None
-        return MmsraRec(c, catalogue, retrieval, Scale.read(recommender), adapter, seconds, answers, ahead)
+        scale = Scale.read(recommender)
+        return MmsraRec(c, catalogue, retrieval, scale, segments, adapter, seconds, answers, ahead)
 
     def answers(self, inputs: dict[str, Artefact]) -> Answers:
         """Those of the same model, asked in the same way about the same items."""
@@ -318,6 +339,7 @@ def recipe_of(name: str, config: Config) -> Recipe:
         "retrieval": RetrievalRecipe,
         "mmsrarec": MmsraRecRecipe,
         "content_knn": ContentRecipe,
+        "segments": SegmentsRecipe,
         **dict.fromkeys(OURS[1:], BlendRecipe),
     }
     return kinds.get(name, Recipe)(name, config)
@@ -332,16 +354,10 @@ def _weights(encoder: str | None) -> str | None:
 
 def _said(source: str, log: Log, inputs: dict[str, Artefact]) -> list[str]:
     """Words of every item, in the order of the catalogue: its title and text, or its keywords."""
-    if source == "texts":
-        table = read_parts(inputs["dataset"].folder / "items", ["item_id", "title", "text"])
-        words = [". ".join(filter(None, pair)) for pair in zip(*_columns(table, "title", "text"), strict=True)]
-    else:
-        table = read_parts(inputs["keywords"].folder / "items", ["item_id", "image_keywords", "text_keywords"])
-        halves = zip(*_columns(table, "image_keywords", "text_keywords"), strict=True)
-        words = [", ".join([*(image or []), *(text or [])]) for image, text in halves]
-    said = dict(zip(table["item_id"].to_pylist(), words, strict=True))
-    return [said.get(item, "") for item in log.items.to_pylist()]  # an item that failed has no keywords
-
-
-def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    return [table[name].to_pylist() for name in names]
+    if source == "keywords":
+        halves = read_halves(inputs["keywords"].folder, log.items)
+        return [", ".join(filter(None, pair)) for pair in zip(*halves, strict=True)]
+    table = read_parts(inputs["dataset"].folder / "items", ["item_id", "title", "text"])
+    both = zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)
+    said = dict(zip(table["item_id"].to_pylist(), (". ".join(filter(None, pair)) for pair in both), strict=True))
+    return [said[item] for item in log.items.to_pylist()]

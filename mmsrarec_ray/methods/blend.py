@@ -31,8 +31,8 @@ class Blend(MmsraRec):
 
     def __init__(self, name: str, settings: BlendSettings, seed: int, other: Method, ours: MmsraRec):
         """other, ours: not yet fitted."""
-        seconds, answers = ours.earlier_seconds, ours.answers
-        super().__init__(ours.config, ours.catalogue, ours.retrieval, ours.scale, ours.adapter, seconds, answers)
+        learnt, seconds = (ours.scale, ours.segments, ours.adapter), ours.earlier_seconds
+        super().__init__(ours.config, ours.catalogue, ours.retrieval, *learnt, seconds, ours.answers)
         self.name, self.settings, self.seed, self.other = name, settings, seed, other
         self.made_seconds = ours.earlier_seconds
 

@@ -14,6 +14,7 @@ from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale, Signs
 from mmsrarec_ray.rank.score import Questions, score
+from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.contexts import votes
 
 _EVIDENCE = 512  # queries whose evidence is looked up at a time
@@ -35,17 +36,19 @@ class MmsraRec(Method):
         catalogue: Catalogue,
         retrieval: Retrieval,
         scale: Scale,
+        segments: FoldedSegments | None,
         adapter: str | None,
         seconds: float,
         answers: Answers | None = None,
         ahead: Callable[[Dataset], tuple[Cases, list[np.ndarray]]] | None = None,
     ):
-        """scale: levels of evidence, as the adapter learnt them; adapter: the local folder of the recommender's
-        adapter, None for the model as it is; seconds: that the making of keywords, retriever and adapter took;
-        answers: what this model said of this catalogue before; ahead: cases and candidates that a blend will ask about
-        next: they are asked in the first pass of the engine, and kept there."""
-        self.config, self.catalogue, self.retrieval, self.adapter = config, catalogue, retrieval, adapter
-        self.scale, self.earlier_seconds, self.answers, self.ahead = scale, seconds, answers, ahead
+        """scale, segments: levels of evidence, and who likes which keywords, as the adapter learnt them; adapter: the
+        local folder of the recommender's adapter, None for the model as it is; seconds: that the making of keywords,
+        retriever and adapter took; answers: what this model said of this catalogue before; ahead: cases and candidates
+        that a blend will ask about next: they are asked in the first pass of the engine, and kept there."""
+        self.config, self.catalogue, self.retrieval = config, catalogue, retrieval
+        self.scale, self.segments, self.adapter = scale, segments, adapter
+        self.earlier_seconds, self.answers, self.ahead = seconds, answers, ahead
 
     @property
     def spared_seconds(self) -> float:
@@ -53,7 +56,8 @@ class MmsraRec(Method):
 
     def learn(self, dataset: Dataset) -> None:
         self.retrieval.fit(dataset)
-        self.signs = Signs(self.config.rank.evidence, dataset.counts, self.retrieval.retriever.cooccurrence)
+        together = self.retrieval.retriever.cooccurrence
+        self.signs = Signs(self.config.rank.evidence, dataset.counts, together, self.segments)
         self.later: Questions | None = None
         if self.ahead:
             cases, candidates = self.ahead(dataset)
@@ -114,7 +118,10 @@ class MmsraRec(Method):
         for start in range(0, len(histories), _EVIDENCE):
             rows = slice(start, start + _EVIDENCE)
             evidence += map(self.scale.lines, self.signs(histories[rows], counted[rows], candidates[rows]))
-        return Questions(histories, neighbours, candidates, evidence)
+        liked: list[list[str]] = [[] for _ in histories]
+        if self.segments and self.config.rank.liked:
+            liked = self.segments.liked(histories, self.config.rank.liked)
+        return Questions(histories, neighbours, candidates, evidence, liked)
 
 
 def _ordered(items: list[np.ndarray], scores: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:

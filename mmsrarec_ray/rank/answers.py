@@ -88,11 +88,14 @@ class Keeper:
         self.keys, self.scores, self.ahead, self.since = self.keys[:1], self.scores[:1], 0, now
 
 
-def keys_of(history: np.ndarray, neighbours: np.ndarray, candidates: np.ndarray, evidence: Sequence[str]) -> np.ndarray:
+def keys_of(
+    history: np.ndarray, neighbours: np.ndarray, candidates: np.ndarray, evidence: Sequence[str], liked: Sequence[str]
+) -> np.ndarray:
     """One key for each question about a user: V16 (c,). As `rank.score` takes them."""
     user = hashlib.blake2b(digest_size=_KEY.itemsize)
     for numbers in (history, neighbours):
         user.update(len(numbers).to_bytes(8, "little") + np.asarray(numbers, "<i8").tobytes())
+    user.update("\n".join(liked).encode())
     digests = []
     for candidate, said in zip(candidates.tolist(), evidence, strict=True):
         question = user.copy()

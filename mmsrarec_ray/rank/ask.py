@@ -60,10 +60,16 @@ class Asker:
         whole = self.processor(text=[text], images=[[Image.new("RGB", (size, size))]], add_special_tokens=False)
         return len(whole["input_ids"][0]) - len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def user(self, history: np.ndarray | Sequence[int], neighbours: np.ndarray | Sequence[int]) -> str:
-        """The part that all questions about a user share. Both hold numbers of items; history: the newest last."""
+    def user(
+        self,
+        history: np.ndarray | Sequence[int],
+        neighbours: np.ndarray | Sequence[int],
+        liked: Sequence[str] = (),
+    ) -> str:
+        """The part that all questions about a user share. history, neighbours: numbers of items, the newest last;
+        liked: what users of the same segments like, as `FoldedSegments.liked` gives it."""
         shown = neighbours if self.config.rank.similar_users else ()
-        return user_lines(self._lines(history), self._lines(shown))
+        return user_lines(self._lines(history), self._lines(shown), liked)
 
     def question(self, user: str, candidate: int, evidence: str = "", wording: int = 0) -> Question:
         """Whether the user chooses a candidate. user: as `user` gives it; evidence: what `Scale.lines` says of the

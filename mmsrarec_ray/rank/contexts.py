@@ -17,12 +17,13 @@ from mmsrarec_ray.rank.evidence import Votes
 class Contexts:
     """Rows of CONTEXTS by numbers, as `data.log.Log` gives them.
 
-    users, cuts: int64 (n,); histories: the last items, the newest last, int64 (h,) each; neighbours: what similar
-    moments chose next, the most similar first, int64 (k,) each; votes: what more of them chose next.
+    users, cuts, folds: int64 (n,); histories: the last items, the newest last, int64 (h,) each; neighbours: what
+    similar moments chose next, the most similar first, int64 (k,) each; votes: what more of them chose next.
     """
 
     users: np.ndarray
     cuts: np.ndarray
+    folds: np.ndarray
     histories: list[np.ndarray]
     neighbours: list[np.ndarray]
     votes: list[Votes]
@@ -38,6 +39,7 @@ class Contexts:
         return cls(
             pc.index_in(table["user_id"], value_set=log.users).to_numpy().astype(np.int64),
             table["cut"].to_numpy().astype(np.int64),
+            table["fold"].to_numpy().astype(np.int64),
             _divided(history, _numbers(log, history.flatten())),
             _divided(neighbours, _numbers(log, neighbours.flatten().field("next_item_id"))),
             [dict(zip(*(one.tolist() for one in pair), strict=True)) for pair in zip(voted, shares, strict=True)],

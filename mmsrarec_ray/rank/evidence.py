@@ -1,6 +1,6 @@
 """What others say of a candidate, in words: the paper's retrieval (section 3.2) does not look at the candidate.
 
-Three kinds, each a number that only compares candidates, told as a level from 0 to 9 that a model can read. Level n of
+Four kinds, each a number that only compares candidates, told as a level from 0 to 9 that a model can read. Level n of
 a sign that is there at all: one in 2^n or fewer random items of the core, put to training users, has as strong a one.
 """
 
@@ -14,14 +14,16 @@ from typing import Literal
 import numpy as np
 
 from mmsrarec_ray.data.log import Sequences
+from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.store import Folder
 
-Kind = Literal["cooccurrence", "moments", "popularity"]
+Kind = Literal["cooccurrence", "segments", "moments", "popularity"]
 LEVELS = 10
 SCALE = "evidence.json"
 _SAID: dict[Kind, str] = {
     "cooccurrence": "with this history",
+    "segments": "for its keywords",
     "moments": "by similar users",
     "popularity": "by all users",
 }
@@ -36,12 +38,14 @@ Votes = Mapping[int, float]
 class Signs:
     """How strong each kind of evidence is, from the training users' log.
 
-    counts: int64 (n_items,), training interactions of each item; together: the pairs of all training users.
+    counts: int64 (n_items,), training interactions of each item; together: the pairs of all training users; segments:
+    None where no kind asks them.
     """
 
     kinds: tuple[Kind, ...]
     counts: np.ndarray
     together: Cooccurrence
+    segments: FoldedSegments | None = None
 
     def __call__(
         self,
@@ -49,18 +53,21 @@ class Signs:
         votes: Sequence[Votes],
         candidates: Sequence[np.ndarray],
         own: Sequences | None = None,
+        folds: np.ndarray | None = None,
     ) -> list[np.ndarray]:
         """Signs of each context's candidates: float64 (kinds, c) each.
 
         histories, candidates: items by number, the newest last, an array for each context; own: the training
         sequence of each context's user, whose interactions are left out of the counts: else the positive of a training
-        user would be known by its own trace.
+        user would be known by its own trace; folds: int64 (contexts,), whose segments are asked, None: those of all
+        users.
         """
         sizes = [len(each) for each in candidates]
         rows = np.repeat(np.arange(len(sizes)), sizes)
         items = np.concatenate([np.zeros(0, np.int64), *candidates]).astype(np.int64)
         found = {
             "cooccurrence": lambda: self._together(histories, rows, items, own),
+            "segments": lambda: self._likelier(histories, rows, items, folds),
             "moments": lambda: _voted(votes, rows, items),
             "popularity": lambda: self.counts[items] - _own_counts(own, rows, items),
         }
@@ -83,6 +90,13 @@ class Signs:
         weight = _DECAY**age
         total = np.bincount(pair, weight, len(rows))
         return np.bincount(pair, weight * count / followers, len(rows)) / np.maximum(total, 1e-12)
+
+    def _likelier(
+        self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, folds: np.ndarray | None
+    ) -> np.ndarray:
+        """How many times likelier users of the same segments choose an item than all users do: float64 (p,)."""
+        assert self.segments is not None
+        return np.exp(self.segments.lifts_of(histories, rows, items, folds))
 
 
 def _voted(votes: Sequence[Votes], rows: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -65,6 +65,13 @@ class Source:
     signs: Signs
     scale: Scale
 
+    def liked(self, contexts: Contexts) -> list[list[str]]:
+        """What users of the same segments like, for each context: lines, none where they are not shown."""
+        most, segments = self.config.rank.liked, self.signs.segments
+        if segments is None or not most:
+            return [[] for _ in range(len(contexts))]
+        return segments.liked(contexts.histories, most, contexts.folds)
+
 
 def write_examples(source: Source, retriever: Folder, contexts: dict[str, int], out: Folder) -> Counter[str]:
     """Write the examples of the splits' contexts as Parquet parts below `out/SPLIT`, through Ray Data.
@@ -115,7 +122,7 @@ def scale_of(config: Config, log: Log, signs: Signs, contexts: Contexts) -> Scal
     rng = np.random.default_rng([config.tune_recommender.seed, 11])
     core = np.flatnonzero(log.in_core)
     candidates = [rng.choice(core, min(len(core), _DRAWN), replace=False) for _ in range(len(contexts))]
-    found = signs(contexts.histories, contexts.votes, candidates, log.train_of(contexts.users))
+    found = signs(contexts.histories, contexts.votes, candidates, log.train_of(contexts.users), contexts.folds)
     return Scale.of(signs.kinds, np.concatenate(found, axis=1))
 
 
@@ -160,18 +167,21 @@ class Writer:
         """Rows of EXAMPLES. learnt: with all rounds and tasks. Raises InputError where the core has too few items that
         a user never touched, or a question does not fit the model."""
         lessons = [lesson for row in range(len(contexts)) for lesson in self._lessons(contexts, row, learnt)]
+        rows = np.array([lesson.row for lesson in lessons], np.int64)
         signs = self.source.signs(
-            [contexts.histories[lesson.row] for lesson in lessons],
-            [contexts.votes[lesson.row] for lesson in lessons],
+            [contexts.histories[row] for row in rows],
+            [contexts.votes[row] for row in rows],
             [lesson.candidates for lesson in lessons],
-            self.log.train_of(contexts.users[[lesson.row for lesson in lessons]]),
+            self.log.train_of(contexts.users[rows]),
+            contexts.folds[rows],
         )
+        liked = self.source.liked(contexts)
         return [
             {
                 "user_id": self.log.users[int(contexts.users[lesson.row])].as_py(),
                 "cut": int(contexts.cuts[lesson.row]),
                 "round": lesson.round,
-                "examples": list(self._examples(contexts, lesson, self.source.scale.lines(each))),
+                "examples": list(self._examples(contexts, lesson, liked[lesson.row], self.source.scale.lines(each))),
             }
             for lesson, each in zip(lessons, signs, strict=True)
         ]
@@ -214,16 +224,18 @@ class Writer:
             )
         return np.concatenate([hard, fresh])
 
-    def _examples(self, contexts: Contexts, lesson: _Lesson, evidence: list[str]) -> Iterator[dict[str, Any]]:
-        """evidence: what is said of each candidate."""
+    def _examples(
+        self, contexts: Contexts, lesson: _Lesson, liked: list[str], evidence: list[str]
+    ) -> Iterator[dict[str, Any]]:
+        """liked: what users of the same segments like; evidence: what is said of each candidate."""
         history, positive = contexts.histories[lesson.row], int(lesson.candidates[0])
-        user = self.asker.user(history, contexts.neighbours[lesson.row])
+        user = self.asker.user(history, contexts.neighbours[lesson.row], liked)
         for number, said, answer in zip(lesson.candidates.tolist(), evidence, _answers(lesson), strict=True):
             yield self._example("choice", number, self.asker.question(user, number, said, lesson.wording), answer)
         [next_words] = self.catalogue.lines([positive])
-        liked = interests(self.catalogue.lines(history), self.source.config.summarize.max_keywords)
+        interest = interests(self.catalogue.lines(history), self.source.config.summarize.max_keywords)
         for task in lesson.tasks:
-            words = liked if task == "interests" else next_words
+            words = interest if task == "interests" else next_words
             if not words:
                 continue
             if task == "item_keywords":

@@ -23,6 +23,7 @@ Task = Literal["choice", "next_item", "item_keywords", "interests"]
 _HISTORY = "User history, oldest first:"
 _EMPTY = "The history of the user is empty."
 _NEIGHBOURS = "Users with a similar history chose these items next:"
+_LIKED = "Users of this kind like:"
 _CANDIDATE = "Candidate item:"
 INSTRUCTIONS: dict[Task, tuple[str, str, str]] = {
     "choice": (
@@ -49,13 +50,16 @@ INSTRUCTIONS: dict[Task, tuple[str, str, str]] = {
 """Three wordings of each kind of instruction; scoring uses the first."""
 
 
-def user_lines(history: Sequence[str], neighbours: Sequence[str]) -> str:
+def user_lines(history: Sequence[str], neighbours: Sequence[str], liked: Sequence[str] = ()) -> str:
     """What all that is asked of a user begins with. history: keywords of each item, the oldest first; neighbours:
-    keywords of what the similar users chose next, the most similar first. An item without keywords is left out."""
-    chosen, others = ([bullet(line) for line in lines if line] for lines in (history, neighbours))
+    keywords of what the similar users chose next, the most similar first; liked: keywords that users of the same
+    segments like, a line a facet. An item without keywords is left out, and so is an empty line."""
+    chosen, others, kind = ([bullet(line) for line in lines if line] for lines in (history, neighbours, liked))
     lines = [_HISTORY, *chosen] if chosen else [_EMPTY]
     if others:
         lines += [_NEIGHBOURS, *others]
+    if kind:
+        lines += [_LIKED, *kind]
     return "\n".join([*lines, ""])
 
 

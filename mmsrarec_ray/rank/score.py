@@ -33,6 +33,7 @@ _TASK = pa.schema(
         pa.field("columns", pa.list_(pa.int64())),  # places of the candidates in the user's list
         pa.field("candidates", pa.list_(pa.int64())),
         pa.field("evidence", pa.list_(pa.string())),  # what is said of each candidate
+        pa.field("liked", pa.list_(pa.string())),  # what users of the same segments like, a line a facet
     ]
 )
 
@@ -42,20 +43,22 @@ class Questions:
     """What is asked of some users.
 
     histories, neighbours, candidates: numbers of items, int64, an array for each user, as in `rank.ask`; evidence: what
-    is said of each of the candidates, as `Scale.lines` gives it.
+    is said of each of the candidates, as `Scale.lines` gives it; liked: what users of the same segments like, as
+    `FoldedSegments.liked` gives it.
     """
 
     histories: Sequence[np.ndarray]
     neighbours: Sequence[np.ndarray]
     candidates: Sequence[np.ndarray]
     evidence: Sequence[list[str]]
+    liked: Sequence[list[str]]
 
     def __len__(self) -> int:
         return len(self.histories)
 
-    def users(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
+    def users(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str], list[str]]]:
         """What is asked of each."""
-        return zip(self.histories, self.neighbours, self.candidates, self.evidence, strict=True)
+        return zip(self.histories, self.neighbours, self.candidates, self.evidence, self.liked, strict=True)
 
     def take(self, rows: slice) -> Questions:
         """Of some users alone."""
@@ -106,8 +109,8 @@ def score(
 def _tasks(questions: Questions, columns: list[np.ndarray]) -> pa.Table:
     """A row for each user of whom something is asked. columns: places of these candidates, int64, an array each."""
     rows = [
-        (row, history, near, asked, items[asked], [said[place] for place in asked])
-        for row, (asked, (history, near, items, said)) in enumerate(zip(columns, questions.users(), strict=True))
+        (row, history, near, asked, items[asked], [said[place] for place in asked], liked)
+        for row, (asked, (history, near, items, said, liked)) in enumerate(zip(columns, questions.users(), strict=True))
         if len(asked)
     ]
     return pa.Table.from_pylist([dict(zip(_TASK.names, row, strict=True)) for row in rows], _TASK)
@@ -153,7 +156,7 @@ class _Ask:
 
     def __call__(self, batch: pa.Table) -> Iterator[dict[str, list]]:
         for task in batch.to_pylist():
-            user = self.asker.user(task["history"], task["neighbours"])
+            user = self.asker.user(task["history"], task["neighbours"], task["liked"])
             told = zip(task["candidates"], task["evidence"], strict=True)
             questions = [self.asker.question(user, candidate, evidence) for candidate, evidence in told]
             tokens = self.asker.tokens(questions)

@@ -20,6 +20,7 @@ from mmsrarec_ray.rank.contexts import Contexts
 from mmsrarec_ray.rank.evidence import Signs
 from mmsrarec_ray.rank.examples import Source, scale_of, write_examples
 from mmsrarec_ray.rank.prompts import INSTRUCTIONS
+from mmsrarec_ray.rank.segments import learn_segments, wanted, write_segments
 from mmsrarec_ray.rank.tune import Task, check_positions, work
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
@@ -39,10 +40,10 @@ class TuneRecommender(Stage):
     scratch: ClassVar[tuple[str, ...]] = TRAINING
     code: ClassVar[tuple[str, ...]] = (
         *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/contexts", "rank/evidence"),
-        *("rank/examples", "rank/packing", "rank/tune"),
-        *("adapters", "workers"),
+        *("rank/segments", "rank/examples", "rank/packing", "rank/tune"),
+        *("adapters", "workers", "retrieve/segments", "retrieve/moments"),
         *("data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
-        *("models/load", "models/engine", "summarize/prompts"),
+        *("models/load", "models/engine", "summarize/prompts", "summarize/published"),
     )
 
     def requires(self) -> list[Stage]:
@@ -56,6 +57,7 @@ class TuneRecommender(Stage):
             "tune_recommender": c.tune_recommender.model_dump(exclude={"log_steps", "checkpoint_steps"}),
             "workers": [c.train.workers, c.train.gpu],
             "images": [c.data.max_image_bytes, c.data.max_image_pixels],
+            "segments": c.methods.segments.model_dump(exclude={"source"}) if wanted(c) else None,
         }
 
     def engine(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class TuneRecommender(Stage):
         (out / EXAMPLES).clear()  # parts of a killed run
         contexts = {split: retriever.manifest.counts[f"{split}_contexts"] for split in _SPLITS}
         material.scale.write(out)
+        write_segments(material.signs.segments, out)
         counts = write_examples(material, retriever.folder, contexts, out / EXAMPLES)
         told = ", ".join(f"{counts[f'train_{task}']:,} {task}" for task in INSTRUCTIONS)
         say(f"tune_recommender: examples: {told}; {counts['validation_choice']:,} for validation")
@@ -101,7 +104,8 @@ class TuneRecommender(Stage):
         catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, form, rank.said)
         log, retriever = read_log(inputs["dataset"].folder), inputs["retriever"].folder
         counts = np.bincount(log.train().items, minlength=log.n_items)
-        signs = Signs(rank.evidence, counts, Retriever.load(retriever, memory_map=True).cooccurrence)
+        segments = learn_segments(self.config, log, inputs["keywords"].folder)
+        signs = Signs(rank.evidence, counts, Retriever.load(retriever, memory_map=True).cooccurrence, segments)
         first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))
         some = Contexts.of(log, read_part(retriever / "contexts", first).slice(0, _SCALED))
         return Source(self.config, log, catalogue, signs, scale_of(self.config, log, signs, some))

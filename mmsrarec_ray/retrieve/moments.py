@@ -9,6 +9,8 @@ import numpy as np
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
 from mmsrarec_ray.data.splits import hashes
 
+ALL_USERS = -1
+"""The fold of what was learnt from all training users."""
 _USERS = 2_000  # whose transitions are looked for at a time
 _HELD = 1 << 22  # items of prefixes held at a time: those of a long history add up to half its square
 

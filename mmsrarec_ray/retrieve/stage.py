@@ -23,12 +23,11 @@ from mmsrarec_ray.retrieve.encoders import SequenceEncoder, load_encoder
 from mmsrarec_ray.retrieve.fit import EncoderTask
 from mmsrarec_ray.retrieve.folders import encoder_folder
 from mmsrarec_ray.retrieve.index import MomentIndex, Moments
-from mmsrarec_ray.retrieve.moments import folds_of, last_cuts, moments
+from mmsrarec_ray.retrieve.moments import ALL_USERS, folds_of, last_cuts, moments
 from mmsrarec_ray.retrieve.retriever import ABOUT, ITEMS, PAIRS, Retriever
 from mmsrarec_ray.retrieve.train import train_encoders
 from mmsrarec_ray.store import Artefact, Folder, Run
 
-ALL_USERS = -1
 _CASES_PER_PART = 5_000
 
 

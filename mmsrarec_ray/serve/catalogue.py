@@ -29,6 +29,7 @@ class LiveCatalogue:
         self._ids: list[str] = []
         self._numbers: dict[str, int] = {}
         self._lines: dict[int, str] = {}
+        self._halves: dict[int, tuple[str, str]] = {}
         self._shown: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -64,6 +65,10 @@ class LiveCatalogue:
     def keywords(self, number: int) -> tuple[str, ...]:
         return tuple(words_of(self.lines([number])[0]))
 
+    def halves(self, number: int) -> tuple[str, str]:
+        """Of an item that was put since the bundle was made: what its picture shows, and what its text says."""
+        return self._halves[number]
+
     def learnt(self, number: int) -> bool:
         """Whether an item was put since the bundle was made."""
         return number in self._lines
@@ -76,6 +81,7 @@ class LiveCatalogue:
             self._ids.append(item.item_id)
             self._numbers[item.item_id] = number
         self._lines[number] = line(self.said, item.title, item.image_keywords, item.text_keywords)
+        self._halves[number] = ", ".join(item.image_keywords or ()), ", ".join(item.text_keywords or ())
         columns = {"title": item.title, "text": item.text, "image": item.image, "image_uri": None}
         self._shown[number] = {name: columns[name] for name in self.base.shown.column_names}
         if item.status == "ready":

@@ -68,19 +68,20 @@ class RankerReplica:
         self._feed = Feed(open_store(store), self._learn, lambda user_id: None)
         self._feed.begin()
         self._engine = Engine(bundle, self._catalogue)
-        await self._engine.score([], [], [0], [""])  # the first question compiles what the later ones use
+        await self._engine.score([], [], [], [0], [""])  # the first question compiles what the later ones use
 
     async def score(
         self,
         bundle: str,
         history: Sequence[str],
         neighbours: Sequence[str],
+        liked: Sequence[str],
         candidates: Sequence[str],
         evidence: Sequence[str],
         position: int,
     ) -> list[float] | None:
         """p(yes) of each candidate. History, neighbours and candidates hold item ids that the retriever knew at that
-        position; evidence: what is said of each candidate.
+        position; liked: what users of the same segments like; evidence: what is said of each candidate.
 
         bundle: the retriever's; None where it is not this one's, while one takes the place of another.
         """
@@ -88,7 +89,7 @@ class RankerReplica:
             return None
         await self._feed.catch_up(position)
         asked, near, offered = ([self._number(id) for id in items] for items in (history, neighbours, candidates))
-        return await self._engine.score(asked, near, offered, evidence)
+        return await self._engine.score(asked, near, liked, offered, evidence)
 
     async def summarise(self, item: dict[str, Any]) -> tuple[list[str], list[str]]:
         """Keywords of the picture and of the text. Raises as `Engine.summarise`."""

@@ -41,15 +41,20 @@ class Engine:
         self._number = itertools.count()
 
     async def score(
-        self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int], evidence: Sequence[str]
+        self,
+        history: Sequence[int],
+        neighbours: Sequence[int],
+        liked: Sequence[str],
+        candidates: Sequence[int],
+        evidence: Sequence[str],
     ) -> list[float]:
-        """p(yes) of each candidate, in [0, 1]: what `rank.score` computes in bulk. All but evidence, which says
-        something of each candidate, hold numbers of items.
+        """p(yes) of each candidate, in [0, 1]: what `rank.score` computes in bulk. liked and evidence are
+        what prompts say of the user's segments and of each candidate; the others hold numbers of items.
 
         Raises InputError where a question does not fit the model. Cancelled, it takes its questions back.
         """
         # Tokens and pictures are worked out in a thread: the loop stays free for other requests' answers.
-        asked = await asyncio.to_thread(self._questions, history, neighbours, candidates, evidence)
+        asked = await asyncio.to_thread(self._questions, history, neighbours, liked, candidates, evidence)
         return await asyncio.gather(*(self._score(tokens, question) for tokens, question in asked))
 
     async def summarise(self, item: dict[str, Any]) -> Keywords:
@@ -66,9 +71,14 @@ class Engine:
         await self._engine.check_health()
 
     def _questions(
-        self, history: Sequence[int], neighbours: Sequence[int], candidates: Sequence[int], evidence: Sequence[str]
+        self,
+        history: Sequence[int],
+        neighbours: Sequence[int],
+        liked: Sequence[str],
+        candidates: Sequence[int],
+        evidence: Sequence[str],
     ) -> list[tuple[list[int], Question]]:
-        user = self._asker.user(history, neighbours)
+        user = self._asker.user(history, neighbours, liked)
         asked = zip(candidates, evidence, strict=True)
         questions = [self._asker.question(user, candidate, said) for candidate, said in asked]
         return list(zip(self._asker.tokens(questions), questions, strict=True))

@@ -16,6 +16,7 @@ from mmsrarec_ray.methods.neighbours import DECAY
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale, Signs
+from mmsrarec_ray.rank.segments import FoldedSegments, read_segments
 from mmsrarec_ray.retrieve.contexts import votes
 from mmsrarec_ray.retrieve.index import Neighbours
 from mmsrarec_ray.retrieve.retriever import Retriever
@@ -64,12 +65,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """history, neighbours: item ids as the ranker reads them, the newest last and the most similar first; candidates:
-    in the order of retrieval; unknown: ids asked for that nobody knows; known_user: whether the bundle has the user;
-    bundle: its version."""
+    """history, neighbours: item ids as the ranker reads them, the newest last and the most similar first; liked: what
+    users of the same segments like, as it reads that; candidates: in the order of retrieval; unknown: ids asked for
+    that nobody knows; known_user: whether the bundle has the user; bundle: its version."""
 
     history: list[str]
     neighbours: list[str]
+    liked: list[str]
     candidates: list[Candidate]
     unknown: list[str]
     known_user: bool
@@ -96,9 +98,17 @@ class Finder:
     """A bundle's retrieval, and what has changed since. One thread at a time."""
 
     def __init__(
-        self, config: Config, version: str, log: Log, retriever: Retriever, catalogue: Catalogue, scale: Scale
+        self,
+        config: Config,
+        version: str,
+        log: Log,
+        retriever: Retriever,
+        catalogue: Catalogue,
+        scale: Scale,
+        segments: FoldedSegments | None,
     ):
-        """version: of the bundle; catalogue: with titles; scale: levels of evidence, as the ranker learnt them."""
+        """version: of the bundle; catalogue: with titles; scale, segments: levels of evidence, and who likes which
+        keywords, as the ranker learnt them."""
         self.config, self.version = config, version
         self.catalogue = LiveCatalogue(catalogue)
         self.moments = VisibleMoments(retriever.index)
@@ -109,7 +119,8 @@ class Finder:
         self.counts = dataset.counts
         self.retrieval = Retrieval(config.methods.retrieval, self.retriever)
         self.retrieval.fit(dataset)
-        self.signs, self.scale = Signs(config.rank.evidence, self.counts, retriever.cooccurrence), scale
+        self.signs = Signs(config.rank.evidence, self.counts, retriever.cooccurrence, segments)
+        self.scale = scale
         self.words = KeywordIndex(catalogue.words.to_pylist())
 
     @classmethod
@@ -119,7 +130,8 @@ class Finder:
         retriever = Retriever.load(bundle.folder("retriever"))
         catalogue = Catalogue.read(dataset, keywords, "text")
         scale = Scale.read(bundle.folder("recommender"))
-        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue, scale)
+        segments = read_segments(bundle.config, catalogue.ids, bundle.folder("recommender"), keywords)
+        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue, scale, segments)
 
     def item_changed(self, item: Item) -> None:
         """Learn what the store says of an item."""
@@ -149,6 +161,7 @@ class Finder:
         return Found(
             history=[ids(number) for number in case.history[-self.config.retrieve.history :]],
             neighbours=[ids(number) for number in self._neighbours(case)],
+            liked=self._liked(case),
             candidates=[self._candidate(case, n, n in fresh, evidence, said) for n, said in told.items()],
             unknown=unknown,
             known_user=user is not None,
@@ -208,14 +221,29 @@ class Finder:
 
     def _told(self, case: _Case, numbers: list[int]) -> dict[int, str]:
         """What the ranker is told of each, as `rank.score` tells it; of items that the counts do not know, that nobody
-        chose them."""
+        chose them, and who likes their keywords."""
         settings, known = self.config.retrieve, self.catalogue.known
-        history = np.array([n for n in case.history[-settings.history :] if n < known], np.int64)
+        history = self._known(case)
         [counted] = votes(self.moments.moments, case.found.first(settings.voters), settings.vote_temperature)
-        old = np.array(numbers, np.int64) < known
+        asked = np.array(numbers, np.int64)
         signs = np.zeros((len(self.signs.kinds), len(numbers)))
-        [signs[:, old]] = self.signs([history], [counted], [np.array(numbers, np.int64)[old]])
+        [signs[:, asked < known]] = self.signs([history], [counted], [asked[asked < known]])
+        put = np.array([self.catalogue.learnt(number) for number in numbers], bool)
+        if put.any() and self.signs.segments and "segments" in self.signs.kinds:
+            halves = list(zip(*(self.catalogue.halves(number) for number in asked[put].tolist()), strict=True))
+            lifts = self.signs.segments.whole.lifts_of_new(Sequences.of([history.tolist()]), halves)
+            signs[self.signs.kinds.index("segments"), put] = np.exp(lifts)
         return dict(zip(numbers, self.scale.lines(signs), strict=True))
+
+    def _known(self, case: _Case) -> np.ndarray:
+        """What the counts know of the history that the ranker reads: int64 (n,)."""
+        recent = case.history[-self.config.retrieve.history :]
+        return np.array([number for number in recent if number < self.catalogue.known], np.int64)
+
+    def _liked(self, case: _Case) -> list[str]:
+        """What users of the same segments like, as the ranker reads it."""
+        most, segments = self.config.rank.liked, self.signs.segments
+        return segments.liked([self._known(case)], most)[0] if segments and most else []
 
     def _candidate(self, case: _Case, number: int, fresh: bool, evidence: Evidence, told: str) -> Candidate:
         words, title = self.catalogue.keywords(number), self.catalogue.title(number)

@@ -38,7 +38,8 @@ class Lane:
         # One user's requests go to one replica: its engine has read the user's part already.
         ranker = self.ranker.options(session_id=session)
         try:
-            asked = ranker.score.remote(found.bundle, found.history, found.neighbours, ids, told, position)
+            user = found.history, found.neighbours, found.liked
+            asked = ranker.score.remote(found.bundle, *user, ids, told, position)
             scores = await within(asked, left)
         except Exception as error:
             reason = reason_of(error)

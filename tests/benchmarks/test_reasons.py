@@ -6,7 +6,9 @@ from benchmarks.reasons import Prompt, counts, history_items, keywords, similar_
 from mmsrarec_ray.serve.why import Companion, Why
 
 LINES = ["red, mug", "blue, mug", "red, bag", "oak, lamp"]
-PROMPT = Prompt(0, ("blue, mug", "red, bag"), ("red, mug", "oak, lamp"), "chosen with this history 3, by all users 2")
+PROMPT = Prompt(
+    0, ("blue, mug", "red, bag"), ("red, mug", "oak, lamp"), (), "chosen with this history 3, by all users 2"
+)
 WHY = Why(("red", "mug"), 1, 5, (Companion("b", "", 4),))
 
 
@@ -35,5 +37,5 @@ def test_levels_that_are_named_become_0() -> None:
     assert choice.without(choice.others).evidence == "chosen with this history 3, by all users 0"
     unnamed = Why((), 0, 5, ())
     assert counts(PROMPT, unnamed, [1, 2]).named == []
-    silent = Prompt(0, (), (), "")
+    silent = Prompt(0, (), (), (), "")
     assert counts(silent, WHY, []).others == []

@@ -18,7 +18,7 @@ from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.evaluate.recipes import recipe_of
 from mmsrarec_ray.evaluate.stages import Scores
 from mmsrarec_ray.job import Stage
-from mmsrarec_ray.methods.content import ContentKnn
+from mmsrarec_ray.methods.fusion import Fusion
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import MethodName
@@ -62,7 +62,7 @@ def test_the_code_behind_an_artefact_is_all_that_it_imports(stage: type[Stage]) 
     assert found <= upstream(made)
 
 
-@pytest.mark.parametrize("method", ["content_knn", "fusion_content"])
+@pytest.mark.parametrize("method", ["content_knn", "fusion_content", "segments"])
 def test_content_is_the_texts_or_the_keywords(method: str, tmp_path: Path) -> None:
     def part(name: str, rows: list[dict[str, Any]]) -> Artefact:
         folder = Folder.at(str(tmp_path / name))
@@ -87,8 +87,12 @@ def test_content_is_the_texts_or_the_keywords(method: str, tmp_path: Path) -> No
         recipe = recipe_of(method, load(None, settings))
         assert [stage.artefact for stage in recipe.requires] == needs
         made = recipe.build(0, log, inputs)
-        said[source] = made.texts if isinstance(made, ContentKnn) else made.content.texts
-    assert said == {"texts": ["Apple. red", "Bread. brown", "Cup"], "keywords": ["red", "loaf, brown, rye", ""]}
+        said[source] = made.content.texts if isinstance(made, Fusion) else made.texts
+    texts, halves = ["Apple. red", "Bread. brown", "Cup"], [["", "loaf", ""], ["red", "brown, rye", ""]]
+    if method == "segments":  # in facets
+        assert said == {"texts": [texts], "keywords": halves}
+    else:
+        assert said == {"texts": texts, "keywords": ["red", "loaf, brown, rye", ""]}
 
 
 def upstream(stage: Stage) -> set[str]:

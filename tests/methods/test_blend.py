@@ -83,7 +83,7 @@ def blend(other: Method, **settings: float) -> Blend:
     config = load(None, ["data.format=shop", "run=/nowhere"])
     together = Cooccurrence.of(Sequences.of([[0, 1]]), N_ITEMS, 5)
     retrieval = Retrieval(RetrievalSettings(), Retriever(None, None, together, None, False))  # type: ignore[arg-type]
-    ours = MmsraRec(config, None, retrieval, Scale({}), None, 3.0)  # type: ignore[arg-type]
+    ours = MmsraRec(config, None, retrieval, Scale({}), None, None, 3.0)  # type: ignore[arg-type]
     return Blend("mmsrarec+other", BlendSettings(**settings), 0, other, ours)
 
 
@@ -99,7 +99,7 @@ def test_together_they_are_better_than_either(dataset: Dataset) -> None:
     both, other = blend(Honest()), Honest()
     for each in (both, other):
         each.fit(dataset)
-    ours = LanguageModel(both.config, None, both.retrieval, Scale({}), None, 0.0)  # type: ignore[arg-type]
+    ours = LanguageModel(both.config, None, both.retrieval, Scale({}), None, None, 0.0)  # type: ignore[arg-type]
     assert auc(both) > max(auc(other), auc(ours)) + 0.03
     scores = both.score(cases(np.arange(3)).queries, np.array([[1, 2], [3, 4], [5, 6]]))
     assert ((scores > 0) & (scores < 1)).all()

@@ -17,6 +17,7 @@ from mmsrarec_ray.methods.linear import Ease
 from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
 from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.methods.retrieval import Retrieval
+from mmsrarec_ray.methods.segments import SegmentsMethod
 from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
@@ -30,6 +31,7 @@ from mmsrarec_ray.settings import Encoder, Retrieve, Train
 from mmsrarec_ray.settings import Fusion as FusionSettings
 from mmsrarec_ray.settings import ItemKnn as ItemKnnSettings
 from mmsrarec_ray.settings import Retrieval as RetrievalSettings
+from mmsrarec_ray.settings import Segments as SegmentsSettings
 from mmsrarec_ray.settings import SessionKnn as SessionKnnSettings
 from mmsrarec_ray.store import Run
 from tests.methods.conftest import N_ITEMS, TEXTS
@@ -76,6 +78,7 @@ BUILD: dict[str, Callable[[Dataset, str], Method]] = {
     "bert4rec": lambda world, run: sequential("bert4rec", run),
     "retrieval": retrieval,
     "content_knn": lambda world, run: ContentKnn(ContentKnnSettings(), TEXTS),
+    "segments": lambda world, run: SegmentsMethod(SegmentsSettings(count=4), [TEXTS], 0),
     "fusion": lambda world, run: Fusion("fusion", FUSION, 0, [ItemKnn(ItemKnnSettings())], None, 5),
     "fusion_content": lambda world, run: Fusion("fusion_content", FUSION, 0, [], Content(TEXTS, None), 5),
     "history_oracle": lambda world, run: HistoryOracle(shop()),

@@ -11,7 +11,10 @@ from mmsrarec_ray.config import load
 from mmsrarec_ray.data.log import Sequences
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.rank.evidence import Scale, Signs
+from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
+from mmsrarec_ray.retrieve.moments import ALL_USERS
+from mmsrarec_ray.retrieve.segments import Facet, Segments
 from mmsrarec_ray.store import Folder
 
 TRAIN = Sequences.of([[0, 1, 2], [0, 1], [3, 1], [0, 2]])
@@ -47,6 +50,20 @@ def test_a_users_own_interactions_leave_no_trace() -> None:
     assert with_own[0][0] == pytest.approx(newest * 1 / 1 + older * 2 / 4)
     assert without[0][0] == pytest.approx(older * 1 / 4)
     assert without[1][0] == pytest.approx(1 / 4)
+
+
+def liking(word: str) -> Segments:
+    """One segment, to which items with this word are e times likelier."""
+    facet = Facet(["blue", "red"], np.array([[word == "blue", word == "red"]], float), np.zeros(1), np.zeros(1))
+    return Segments([facet], [["red mug", "red", "blue", "", "blue"]])
+
+
+def test_keywords_are_liked_by_the_segments_that_do_not_know_the_user() -> None:
+    segments = FoldedSegments({ALL_USERS: liking("red"), 3: liking("blue")})
+    told = Signs(("segments",), COUNTS, Cooccurrence.of(TRAIN, ITEMS, window=2), segments)
+    asked = [np.array([0])] * 2, [{}] * 2, [np.array([1, 2, 3])] * 2
+    np.testing.assert_allclose(told(*asked), [[[np.e, 1, 1]]] * 2)
+    np.testing.assert_allclose(told(*asked, folds=np.array([3, -1])), [[[1, np.e, 1]], [[np.e, 1, 1]]])
 
 
 def test_contexts_without_history_candidates_or_kinds() -> None:

@@ -17,7 +17,10 @@ from mmsrarec_ray.rank.contexts import Contexts
 from mmsrarec_ray.rank.evidence import Scale, Signs
 from mmsrarec_ray.rank.examples import EXAMPLES, Source, Writer, read_examples
 from mmsrarec_ray.rank.prompts import INSTRUCTIONS, interests
+from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
+from mmsrarec_ray.retrieve.moments import ALL_USERS
+from mmsrarec_ray.retrieve.segments import Facet, Segments
 from mmsrarec_ray.store import Folder
 from tests.rank import world
 
@@ -59,7 +62,7 @@ USERS, ITEMS = 200, 4
 NO_TASKS = tuple(f"tune_recommender.tasks.{task}=0" for task in ("next_item", "item_keywords", "interests"))
 
 
-def written(*words: str, learnt: bool = True) -> list[dict[str, Any]]:
+def written(*words: str, learnt: bool = True, segments: FoldedSegments | None = None) -> list[dict[str, Any]]:
     """Examples of many users who all went from item 0 to item 1 of four; the last has no keywords but item 3's."""
     settings = world.config("rank.candidate=keywords", *words)
     sequences = Sequences.of([[0, 1]] * USERS)
@@ -67,11 +70,12 @@ def written(*words: str, learnt: bool = True) -> list[dict[str, Any]]:
     catalogue = world.catalogue()
     log = Log(catalogue.ids, np.ones(ITEMS, bool), users, sequences, np.zeros(2 * USERS, np.uint8), True)
     counts = np.bincount(sequences.items, minlength=ITEMS)
-    signs = Signs(settings.rank.evidence, counts, Cooccurrence.of(sequences, ITEMS, 5))
+    signs = Signs(settings.rank.evidence, counts, Cooccurrence.of(sequences, ITEMS, 5), segments)
     scale = Scale({kind: [0.5] * 9 for kind in settings.rank.evidence})
     contexts = Contexts(
         users=np.arange(USERS),
         cuts=np.ones(USERS, np.int64),
+        folds=np.zeros(USERS, np.int64),
         histories=[np.array([0])] * USERS,
         neighbours=[np.array([3, 1])] * USERS,
         votes=[{3: 1.0}] * USERS,
@@ -132,6 +136,18 @@ def test_hard_negatives_are_what_similar_users_chose_and_this_one_did_not() -> N
     assert {tuple(sorted(item for item, _ in choices(row)[1:])) for row in both} == {(ids[2], ids[3])}
     with pytest.raises(InputError, match=r"negatives: 3 core items .* needed; user u000 has 2\.$"):
         written("tune_recommender.negatives=3", *NO_TASKS)
+
+
+def test_what_users_of_the_segment_like_stands_before_the_instruction() -> None:
+    halves = [Facet([word], np.array([[3.0], [-3.0]]), np.zeros(2), np.log([0.5, 0.5])) for word in ("mug", "oak")]
+    segments = Segments(halves, [["mug", "", "", ""], ["oak", "", "", ""]])
+    other = Segments(halves, [["", "mug", "", ""], ["", "", "", ""]])
+    folded = FoldedSegments({ALL_USERS: other, 0: segments})
+    [row, *_] = written("rank.liked=2", *NO_TASKS, segments=folded)
+    for example in row["examples"]:
+        assert "- green, bag\n- blue, hat\nUsers of this kind like:\n- mug\n- oak\n" in example["prompt"]
+    [row, *_] = written(*NO_TASKS, segments=folded)
+    assert "Users of this kind" not in row["examples"][0]["prompt"]
 
 
 def test_evidence_stands_beside_the_candidate_and_leaves_the_user_out() -> None:

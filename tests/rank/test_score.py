@@ -28,6 +28,7 @@ MODULES = ("q_proj", "v_proj", "down_proj")
 HISTORIES = [np.array([3, 1, 4]), np.array([3, 1, 4]), np.zeros(0, np.int64), np.arange(5)]
 NEIGHBOURS = [np.array([7, 8]), np.array([7, 8]), np.zeros(0, np.int64), np.array([9])]
 CANDIDATES = [np.arange(10, 22), np.arange(10, 22)[::-1], np.array([2]), np.array([20, 29, 11, 5])]
+LIKED = [["red, blue", "oak"], [], ["", "wool"], []]
 EVIDENCE = [[f"chosen with this history {number % 10}" for number in each] for each in CANDIDATES]
 
 
@@ -66,8 +67,9 @@ def by_transformers(settings: Config, catalogue: Catalogue, adapter: str) -> lis
     model = AutoModelForImageTextToText.from_pretrained(TINY, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter).eval()
     found = []
-    for history, neighbours, candidates, evidence in zip(HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE, strict=True):
-        user = asker.user(history, neighbours)
+    every = Questions(HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE, LIKED)
+    for history, neighbours, candidates, evidence, liked in every.users():
+        user = asker.user(history, neighbours, liked)
         asked = zip(candidates, evidence, strict=True)
         questions = [asker.question(user, candidate, said) for candidate, said in asked]
         found.append(np.array([_p_yes(asker, model, each.prompt, each.image) for each in questions]))
@@ -86,11 +88,15 @@ def _p_yes(asker: Asker, model: torch.nn.Module, prompt: str, image: object) -> 
 def test_scores_are_those_of_transformers(
     ray_session: str, catalogue: Catalogue, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, kept, every = config(), Folder.at(str(tmp_path)), Questions(HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE)
-    later = Questions(HISTORIES[:1], NEIGHBOURS[:1], [np.arange(20, 28)], [[""] * 8])
+    settings, kept, every = (
+        config(),
+        Folder.at(str(tmp_path)),
+        Questions(HISTORIES, NEIGHBOURS, CANDIDATES, EVIDENCE, LIKED),
+    )
+    later = Questions(HISTORIES[:1], NEIGHBOURS[:1], [np.arange(20, 28)], [[""] * 8], LIKED[:1])
     reference = by_transformers(settings, catalogue, adapter)
     # Some are known already: a wrong score, which shows that it is taken and that the others land in their places.
-    answers, [key] = Answers(kept), keys_of(HISTORIES[3], NEIGHBOURS[3], CANDIDATES[3][1:2], EVIDENCE[3][1:2])
+    answers, [key] = Answers(kept), keys_of(HISTORIES[3], NEIGHBOURS[3], CANDIDATES[3][1:2], EVIDENCE[3][1:2], LIKED[3])
     answers.keep(np.array([key]), np.array([2.0]), 5.0)
     began = time.perf_counter()
     found = score(settings, catalogue, adapter, every, answers, later)

@@ -75,7 +75,14 @@ class Ranker:
         self.keywords: Any = (["red"], ["mug"])
 
     async def score(
-        self, bundle: str, history: Any, neighbours: Any, candidates: list[str], evidence: Any, position: int
+        self,
+        bundle: str,
+        history: Any,
+        neighbours: Any,
+        liked: Any,
+        candidates: list[str],
+        evidence: Any,
+        position: int,
     ) -> Any:
         self.asked += 1
         if bundle != self.version:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmsrarec_ray.rank.evidence import Scale
+from mmsrarec_ray.retrieve.segments import Facet, Segments
 from mmsrarec_ray.serve.catalogue import LiveCatalogue
 from mmsrarec_ray.serve.finder import Candidate, Finder, Found, Wish
 from mmsrarec_ray.serve.keywords import KeywordIndex
@@ -90,6 +92,21 @@ def test_a_new_item_is_found_when_it_is_ready_and_not_before() -> None:
     assert of(find(world, "i0", "i1"), "fresh").why.keywords == ("red", "mug")
     world.item_changed(put("fresh", status="deleted"))
     assert "fresh" not in ids(find(world, "i0", "i1"))
+
+
+def test_the_ranker_is_told_who_likes_the_keywords_of_new_items_too() -> None:
+    nothing, mugs = (Facet(words, np.ones((1, len(words))), np.zeros(1), np.zeros(1)) for words in ([], ["mug"]))
+    liking = Segments([nothing, mugs], [[""] * len(WORDS), WORDS])
+    scale = Scale({"popularity": [0.5] * 9, "segments": [2.0] * 9})
+    world = finder("rank.evidence=[popularity,segments]", "serve.fresh=2", scale=scale, liking=liking)
+    world.item_changed(put("fresh", "red", "mug"))
+    world.item_changed(put("i3", "red", "pot"))  # was a mug
+    told = {each.item_id: each.evidence for each in find(world, "i0", "i1", count=8).candidates}
+    assert find(finder("rank.liked=2", liking=liking), "i0", "i1").liked == ["", ""]  # one segment: all are alike
+    assert told["i2"] == "chosen by all users 9, for its keywords 9"
+    assert told["i3"] == "chosen by all users 9, for its keywords 0"
+    assert told["i4"] == "chosen by all users 9, for its keywords 0"
+    assert told["fresh"] == "chosen by all users 0, for its keywords 9"
 
 
 def test_a_history_of_new_items_alone_is_answered_by_keywords() -> None:

@@ -9,11 +9,13 @@ from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log, Queries, Sequences
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale
+from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.retrieve.encoders import Vocabulary
 from mmsrarec_ray.retrieve.index import MomentIndex, Moments
-from mmsrarec_ray.retrieve.moments import last_cuts
+from mmsrarec_ray.retrieve.moments import ALL_USERS, last_cuts
 from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.retrieve.segments import Segments
 from mmsrarec_ray.serve.finder import Finder
 from mmsrarec_ray.settings import Retrieve
 
@@ -46,7 +48,7 @@ def catalogue() -> Catalogue:
     return Catalogue(pa.array(IDS), pa.array(WORDS), pa.table({"title": titles, "text": texts}))
 
 
-def finder(*words: str, version: str = "v1") -> Finder:
+def finder(*words: str, version: str = "v1", scale: Scale | None = None, liking: Segments | None = None) -> Finder:
     users = Sequences.of(list(HISTORIES.values()))
     log = Log(
         items=pa.array(IDS),
@@ -61,5 +63,6 @@ def finder(*words: str, version: str = "v1") -> Finder:
     table = Moments(histories.users, histories.lengths.astype(np.int32), moments.positives, moments.queries.now)
     index = MomentIndex.build(encoder.encode(moments.queries), table, Retrieve())
     together = Cooccurrence.of(users, len(IDS), 5)
+    segments = FoldedSegments({ALL_USERS: liking}) if liking else None
     retriever = Retriever(encoder, index, together, log.items, False)  # type: ignore[arg-type]
-    return Finder(config(*words), version, log, retriever, catalogue(), Scale({}))
+    return Finder(config(*words), version, log, retriever, catalogue(), scale or Scale({}), segments)

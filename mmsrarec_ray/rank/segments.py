@@ -1,0 +1,100 @@
+"""Segments of users as prompts tell of them: learnt from keywords with the recommender, and kept with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mmsrarec_ray.config import Config
+from mmsrarec_ray.data.log import Log, Sequences
+from mmsrarec_ray.progress import Progress
+from mmsrarec_ray.retrieve.moments import ALL_USERS, folds_of
+from mmsrarec_ray.retrieve.segments import Segments
+from mmsrarec_ray.store import Folder
+from mmsrarec_ray.summarize.published import read_halves
+
+_FOLDER = "segments"
+
+
+@dataclass(frozen=True)
+class FoldedSegments:
+    """Segments by fold, each learnt from the training users of the other folds, and by ALL_USERS those of all: what a
+    training user chose must not be known from its own trace."""
+
+    by_fold: Mapping[int, Segments]
+
+    @property
+    def whole(self) -> Segments:
+        """Those of all training users."""
+        return self.by_fold[ALL_USERS]
+
+    def lifts_of(
+        self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, folds: np.ndarray | None
+    ) -> np.ndarray:
+        """log lift of some items, each for the history of its row: float64 (p,).
+
+        histories: numbers of items, an array for each; rows, items: int64 (p,); folds: int64 (n_histories,), whose
+        segments are asked, None: those of all users.
+        """
+        found = np.zeros(len(rows))
+        for segments, chosen, some in self._parts(histories, folds):
+            place = np.full(len(histories), -1)
+            place[chosen] = np.arange(len(chosen))
+            asked = place[rows] >= 0
+            found[asked] = segments.lifts_of(some, place[rows[asked]], items[asked])
+        return found
+
+    def liked(self, histories: Sequence[np.ndarray], most: int, folds: np.ndarray | None = None) -> list[list[str]]:
+        """What the segments that each history speaks for like best, a line of at most so many words a facet."""
+        found: list[list[str]] = [[] for _ in histories]
+        for segments, chosen, some in self._parts(histories, folds):
+            for row, lines in zip(chosen, segments.liked(some, most), strict=True):
+                found[row] = lines
+        return found
+
+    def _parts(
+        self, histories: Sequence[np.ndarray], folds: np.ndarray | None
+    ) -> Iterator[tuple[Segments, np.ndarray, Sequences]]:
+        """The segments of each fold, with the rows and the histories that ask them."""
+        fold = np.full(len(histories), ALL_USERS) if folds is None else folds
+        for number in np.unique(fold):
+            rows = np.flatnonzero(fold == number)
+            yield self.by_fold[int(number)], rows, Sequences.of([histories[row].tolist() for row in rows])
+
+
+def wanted(config: Config) -> bool:
+    """Whether prompts tell of segments."""
+    return "segments" in config.rank.evidence or config.rank.liked > 0
+
+
+def learn_segments(config: Config, log: Log, keywords: Folder) -> FoldedSegments | None:
+    """From the training users' choices and the published keywords, with the retriever's folds; None where prompts do
+    not tell of them."""
+    if not wanted(config):
+        return None
+    training, validation = log.train(), log.cases("validation")
+    settings, seed = config.retrieve, config.tune_recommender.seed
+    fold = folds_of(log.users.take(pa.array(training.users)).to_pylist(), settings.folds, settings.seed)
+    texts, progress = read_halves(keywords, log.items), Progress("segments", settings.folds + 1, "folds")
+    learnt: dict[int, Segments] = {}
+    for number in (ALL_USERS, *range(settings.folds)):
+        users = training if number == ALL_USERS else training.take(fold != number)
+        learnt[number] = Segments.learn(users, validation, texts, config.methods.segments, seed)
+        progress.update(len(learnt))
+    return FoldedSegments(learnt)
+
+
+def write_segments(segments: FoldedSegments | None, recommender: Folder) -> None:
+    """Keep those of all users, where there are any."""
+    if segments is not None:
+        segments.whole.save(recommender / _FOLDER)
+
+
+def read_segments(config: Config, items: pa.Array, recommender: Folder, keywords: Folder) -> FoldedSegments | None:
+    """Those of all users, as `write_segments` left them. items: string ids of the catalogue."""
+    if not wanted(config):
+        return None
+    return FoldedSegments({ALL_USERS: Segments.load(recommender / _FOLDER, read_halves(keywords, items))})
