@@ -28,7 +28,7 @@ MODULES = ("q_proj", "v_proj", "down_proj")
 HISTORIES = [np.array([3, 1, 4]), np.array([3, 1, 4]), np.zeros(0, np.int64), np.arange(5)]
 NEIGHBOURS = [np.array([7, 8]), np.array([7, 8]), np.zeros(0, np.int64), np.array([9])]
 CANDIDATES = [np.arange(10, 22), np.arange(10, 22)[::-1], np.array([2]), np.array([20, 29, 11, 5])]
-LIKED = [["red, blue", "oak"], [], ["", "wool"], []]
+LIKED = [["red, blue", "oak"], ["red, blue", "oak"], ["", "wool"], []]
 EVIDENCE = [[f"chosen with this history {number % 10}" for number in each] for each in CANDIDATES]
 
 
