@@ -126,7 +126,8 @@ class Prompts:
     def user(self) -> float:
         """The part that a user's candidates share."""
         lines = self.config.retrieve.history + self.config.retrieve.neighbours
-        return self.plan.template_tokens + lines * self.line
+        liked = 2 * self.config.rank.liked * self.plan.keyword_tokens
+        return self.plan.template_tokens + lines * self.line + liked
 
     def candidate(self) -> Prompt:
         """What differs between a user's candidates."""
