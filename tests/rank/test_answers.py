@@ -12,25 +12,28 @@ from mmsrarec_ray.rank.answers import Answers, Keeper, keys_of
 from mmsrarec_ray.store import Folder
 
 HISTORY, NEIGHBOURS, CANDIDATES, SAID = np.array([1, 2]), np.array([3]), np.array([5, 6]), ["often", "never"]
+LIKED = ["red, mug", "oak"]
 
 
 def test_a_key_tells_apart_what_is_asked_differently() -> None:
     none = np.zeros(0, np.int64)
     asked = [
-        (HISTORY, NEIGHBOURS, CANDIDATES, SAID),
-        (HISTORY[::-1], NEIGHBOURS, CANDIDATES, SAID),
-        (np.append(HISTORY, NEIGHBOURS), none, CANDIDATES, SAID),
-        (none, np.append(HISTORY, NEIGHBOURS), CANDIDATES, SAID),
-        (HISTORY, NEIGHBOURS, CANDIDATES, SAID[::-1]),
-        (HISTORY, NEIGHBOURS, CANDIDATES + 2, SAID),
+        (HISTORY, NEIGHBOURS, CANDIDATES, SAID, LIKED),
+        (HISTORY, NEIGHBOURS, CANDIDATES, SAID, LIKED[::-1]),
+        (HISTORY, NEIGHBOURS, CANDIDATES, SAID, []),
+        (HISTORY[::-1], NEIGHBOURS, CANDIDATES, SAID, LIKED),
+        (np.append(HISTORY, NEIGHBOURS), none, CANDIDATES, SAID, LIKED),
+        (none, np.append(HISTORY, NEIGHBOURS), CANDIDATES, SAID, LIKED),
+        (HISTORY, NEIGHBOURS, CANDIDATES, SAID[::-1], LIKED),
+        (HISTORY, NEIGHBOURS, CANDIDATES + 2, SAID, LIKED),
     ]
     keys = np.concatenate([keys_of(*each) for each in asked])
     assert len(np.unique([bytes(key) for key in keys])) == 2 * len(asked)
-    np.testing.assert_array_equal(keys_of(*asked[0])[1:], keys_of(HISTORY, NEIGHBOURS, CANDIDATES[1:], SAID[1:]))
+    np.testing.assert_array_equal(keys_of(*asked[0])[1:], keys_of(HISTORY, NEIGHBOURS, CANDIDATES[1:], SAID[1:], LIKED))
 
 
 def test_only_what_was_kept_is_found(tmp_path: Path) -> None:
-    folder, keys = Folder.at(str(tmp_path / "answers")), keys_of(HISTORY, NEIGHBOURS, CANDIDATES, SAID)
+    folder, keys = Folder.at(str(tmp_path / "answers")), keys_of(HISTORY, NEIGHBOURS, CANDIDATES, SAID, LIKED)
     nothing = Answers(folder).find([keys, keys[:0]])
     assert np.isnan(nothing[0]).all()
     assert [len(each) for each in nothing] == [2, 0]
@@ -42,7 +45,7 @@ def test_only_what_was_kept_is_found(tmp_path: Path) -> None:
 
 
 def test_what_has_arrived_is_kept_however_the_asking_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, keys = Answers(Folder.at(str(tmp_path))), keys_of(HISTORY, NEIGHBOURS, CANDIDATES, SAID)
+    answers, keys = Answers(Folder.at(str(tmp_path))), keys_of(HISTORY, NEIGHBOURS, CANDIDATES, SAID, LIKED)
     monkeypatch.setattr(module, "_KEPT_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         _add_and_break_off(answers, keys, monkeypatch)
@@ -50,7 +53,7 @@ def test_what_has_arrived_is_kept_however_the_asking_ends(tmp_path: Path, monkey
 
 
 def test_the_time_of_what_is_asked_for_others_is_theirs(tmp_path: Path) -> None:
-    answers, keys = Answers(Folder.at(str(tmp_path))), keys_of(HISTORY, NEIGHBOURS, CANDIDATES, SAID)
+    answers, keys = Answers(Folder.at(str(tmp_path))), keys_of(HISTORY, NEIGHBOURS, CANDIDATES, SAID, LIKED)
     with Keeper(answers) as keeper:
         keeper.add(keys, np.array([0.5, 0.75]), ahead=1)
         keeper.since -= 10.0
