@@ -54,7 +54,7 @@ class Engine:
         Raises InputError where a question does not fit the model. Cancelled, it takes its questions back.
         """
         # Tokens and pictures are worked out in a thread: the loop stays free for other requests' answers.
-        asked = await asyncio.to_thread(self._questions, history, neighbours, liked, candidates, evidence)
+        asked = await asyncio.to_thread(self._questions, (history, neighbours, liked), candidates, evidence)
         return await asyncio.gather(*(self._score(tokens, question) for tokens, question in asked))
 
     async def summarise(self, item: dict[str, Any]) -> Keywords:
@@ -72,15 +72,13 @@ class Engine:
 
     def _questions(
         self,
-        history: Sequence[int],
-        neighbours: Sequence[int],
-        liked: Sequence[str],
+        user: tuple[Sequence[int], Sequence[int], Sequence[str]],
         candidates: Sequence[int],
         evidence: Sequence[str],
     ) -> list[tuple[list[int], Question]]:
-        user = self._asker.user(history, neighbours, liked)
+        read = self._asker.user(*user)
         asked = zip(candidates, evidence, strict=True)
-        questions = [self._asker.question(user, candidate, said) for candidate, said in asked]
+        questions = [self._asker.question(read, candidate, said) for candidate, said in asked]
         return list(zip(self._asker.tokens(questions), questions, strict=True))
 
     async def _score(self, tokens: list[int], question: Question) -> float:
