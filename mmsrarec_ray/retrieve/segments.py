@@ -30,7 +30,8 @@ from mmsrarec_ray.data.log import Cases, Sequences
 from mmsrarec_ray.settings import Segments as SegmentsSettings
 from mmsrarec_ray.store import Folder
 
-_ARRAYS, _WORDS = "segments.safetensors", "segments.json"
+_ARRAYS, _WORDS, _READABLE = "segments.safetensors", "segments.json", "segments.md"
+_MOST = 8  # words of a segment that people are shown
 _SPREAD = 0.5  # of the weights that learning begins with: segments that begin alike stay alike
 _TOLD = 0.2  # log lift of a word that is worth telling
 _EVERY, _PATIENCE = 5, 4  # iterations between looks at the validation users, and looks without a gain before it stops
@@ -122,8 +123,24 @@ class Segments:
         chosen = _incidence(histories, len(self.gains[0]))
         return [facet.belief(chosen @ gains) for facet, gains in zip(self.facets, self.gains, strict=True)]
 
+    def told(self, most: int) -> str:
+        """The segments for people, in Markdown: the share of the users, and the words that a segment likes more than
+        all users do, at most so many, the most first."""
+        lines = ["# Segments of users", ""]
+        for number, facet in enumerate(self.facets, 1):
+            shares = np.exp(facet.shares)
+            more = facet.weights - shares @ facet.weights
+            lines += [f"## Facet {number}", "", "| users | like |", "|--:|:--|"]
+            for z in np.argsort(-shares, kind="stable"):
+                best = np.argsort(-more[z], kind="stable")[:most]
+                liked = ", ".join(facet.words[at] for at in best if more[z, at] > _TOLD)
+                lines.append(f"| {shares[z]:.1%} | {liked} |")
+            lines.append("")
+        return "\n".join(lines)
+
     def save(self, folder: Folder) -> None:
-        """Write the facets. What is said of items is not part of it."""
+        """Write the facets, for programs and for people. What is said of items is not part of it."""
+        folder.write_bytes(_READABLE, self.told(_MOST).encode())
         arrays = {
             f"{name}_{number}": np.ascontiguousarray(getattr(facet, name))
             for number, facet in enumerate(self.facets)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.reasons import Prompt, counts, history_items, keywords, similar_users
 from mmsrarec_ray.serve.why import Companion, Why
 
@@ -10,6 +12,12 @@ PROMPT = Prompt(
     0, ("blue, mug", "red, bag"), ("red, mug", "oak, lamp"), (), "chosen with this history 3, by all users 2"
 )
 WHY = Why(("red", "mug"), 1, 5, (Companion("b", "", 4),))
+
+
+def test_who_likes_its_keywords_is_neither_a_reason_nor_taken_at_random() -> None:
+    asked = replace(PROMPT, evidence="chosen with this history 3, for its keywords 4, by all users 2")
+    choice = counts(asked, WHY, [0])
+    assert (choice.named, choice.others) == ([0], [2])
 
 
 def test_keywords_that_are_shared_leave_the_lines_of_the_history() -> None:

@@ -123,6 +123,8 @@ def test_a_prefix_is_read_once_for_all_candidates(qwen: Shapes) -> None:
     apart = score(gpu(*words, "engine.prefix_caching=false"), qwen, MILLION)
     assert apart.tokens_in == requests * (shared + 48)
     assert apart.hours > 5 * found.hours
+    liked = score(gpu(*words, "rank.liked=8"), qwen, MILLION)
+    assert liked.tokens_in - found.tokens_in == 1e5 * 48  # two lines of eight keywords, as long as one of an item
     twice = score(gpu(*words, "evaluate.seeds=[0, 1]"), qwen, MILLION)
     assert twice.hours == pytest.approx(2 * found.hours)
 
