@@ -5,7 +5,8 @@
 For each test user the item that the recommender puts first in the list of `jobs/evaluate.py`, and the reasons that the
 service gives for it (`mmsrarec_ray/serve/why.py`), as far as they stand in the prompt. One kind after the other is
 taken out: keywords of the history that it shares; the lines of the items of the history that count; among the similar
-users' choices the lines that are the item itself; the levels of the counts that are named, set to 0. Beside it as much
+users' choices the lines that are the item itself; of the words that users of the same segments like, those that it has;
+the levels of the evidence that is named, set to 0. Beside it as much
 of the same kind, drawn at random from what is not named, `--draws` times. Where nothing or all of a kind is named a
 user does not count. A reason is true where its loss lowers the score by more: the mean difference of log odds, with the
 95 % interval over users. Makes what is not in the run folder yet.
@@ -40,7 +41,6 @@ from mmsrarec_ray.serve.why import Evidence, Why
 from mmsrarec_ray.store import Artefact, Run
 
 _SURE = 1e-6  # log odds of a score nearer to 0 or 1 are those of this
-_KEYWORDS = "for its keywords"  # the clause of the evidence
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,30 @@ class Choice:
 
 def keywords(prompt: Prompt, why: Why, history: Sequence[int]) -> Choice:
     """Places: (line, word)."""
-    lines = [words_of(line) for line in prompt.history]
-    places = [(row, column) for row, words in enumerate(lines) for column in range(len(words))]
-    named = [(row, column) for row, column in places if lines[row][column] in why.keywords]
+    named, others = _places(prompt.history, why.keywords)
+    return Choice(named, others, lambda gone: replace(prompt, history=_without(prompt.history, gone)))
 
-    def without(gone: Sequence[tuple[int, int]]) -> Prompt:
-        left = [[w for column, w in enumerate(words) if (row, column) not in gone] for row, words in enumerate(lines)]
-        return replace(prompt, history=tuple(", ".join(words) for words in left))
 
-    return Choice(named, [place for place in places if place not in named], without)
+def liked(prompt: Prompt, why: Why, history: Sequence[int]) -> Choice:
+    """Places: (line, word)."""
+    named, others = _places(prompt.liked, [word for keyword in why.liked for word in (keyword, *keyword.split())])
+    return Choice(named, others, lambda gone: replace(prompt, liked=_without(prompt.liked, gone)))
+
+
+def _places(lines: Sequence[str], words: Sequence[str]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(line, word) of these words, and of the others."""
+    found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    for row, line in enumerate(lines):
+        for column, word in enumerate(words_of(line)):
+            found[word not in words].append((row, column))
+    return found
+
+
+def _without(lines: Sequence[str], gone: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """The lines without the words at some places."""
+    split = [words_of(line) for line in lines]
+    left = [[w for column, w in enumerate(words) if (row, column) not in gone] for row, words in enumerate(split)]
+    return tuple(", ".join(words) for words in left)
 
 
 def history_items(ids: Sequence[str]) -> Kind:
@@ -110,16 +125,16 @@ def similar_users(lines: Sequence[str]) -> Kind:
     return kind
 
 
-def counts(prompt: Prompt, why: Why, history: Sequence[int]) -> Choice:
+def evidence(prompt: Prompt, why: Why, history: Sequence[int]) -> Choice:
     """Places: clauses of the evidence whose level is not 0."""
     clauses = prompt.evidence.split(", ") if prompt.evidence else []
-    there = [
-        place
-        for place, clause in enumerate(clauses)
-        if not clause.endswith(" 0") and _KEYWORDS not in clause  # which `why` does not speak of
-    ]
-    given = [("with this history", bool(why.history)), ("by similar users", why.similar_users > 0)]
-    named = [place for place in there if any(said in clauses[place] and named for said, named in given)]
+    there = [place for place, clause in enumerate(clauses) if not clause.endswith(" 0")]
+    given = {
+        "with this history": bool(why.history),
+        "for its keywords": bool(why.liked),
+        "by similar users": why.similar_users > 0,
+    }
+    named = [place for place in there if any(said in clauses[place] and named for said, named in given.items())]
 
     def without(gone: Sequence[int]) -> Prompt:
         left = [c.rsplit(" ", 1)[0] + " 0" if place in gone else c for place, c in enumerate(clauses)]
@@ -186,11 +201,12 @@ def recommended(method: MmsraRec, cases: Cases, lists: np.ndarray) -> tuple[list
     retriever = method.retrieval.retriever
     moments = retriever.index.moments
     found = retriever.nearest(cases.queries, method.config.methods.retrieval.neighbours).rows
+    segments = method.segments.whole if method.segments else None
     prompts, reasons = [], []
     for row, item in enumerate(first.tolist()):
         history = told.histories[row].tolist()
         near = moments.next_items[found[row][found[row] >= 0]]
-        reasons.append(Evidence(live, retriever.cooccurrence, history, near).why(item))
+        reasons += Evidence(live, retriever.cooccurrence, segments, history, near).why([item])
         before, others = (tuple(live.lines(each)) for each in (history, told.neighbours[row]))
         prompts.append(Prompt(item, before, others, tuple(told.liked[row]), told.evidence[row][0]))
     return prompts, reasons, told
@@ -230,7 +246,8 @@ def main() -> int:
         "keywords shared with the history": keywords,
         "items of the history that count": history_items(log.items.to_pylist()),
         "the item among similar users' choices": similar_users(method.catalogue.words.to_pylist()),
-        "counts": counts,
+        "what users of the same segments like": liked,
+        "evidence": evidence,
     }
     print(f"{len(prompts):,} users; mean log odds of the first item {whole.mean():.2f}\n")
     print("| taken out | users | named | at random | difference |\n|---|---|---|---|---|")

@@ -16,6 +16,7 @@ one tells little of a taste in the other: each is a facet with segments of its o
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,14 +110,31 @@ class Segments:
         """The words that the segments of each history like more than all users do, the most first: a line a facet, of
         at most so many words, '' where there is none."""
         found = []
-        for facet, belief in zip(self.facets, self.beliefs(histories), strict=True):
-            more = (belief - np.exp(facet.shares)) @ facet.weights
+        for facet, more in zip(self.facets, self._more(histories), strict=True):
             order = np.argsort(-more, axis=1, kind="stable")[:, :most]
             told = np.take_along_axis(more, order, 1) > _TOLD
             found.append(
                 [", ".join(facet.words[at] for at in row[kept]) for row, kept in zip(order, told, strict=True)]
             )
         return [list(lines) for lines in zip(*found, strict=True)]
+
+    def fond(self, history: Sequences, keywords: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+        """Of each item's keywords, those with a word that the segments of one history like more than all users do."""
+        words = {
+            facet.words[at]
+            for facet, more in zip(self.facets, self._more(history), strict=True)
+            for at in np.flatnonzero(more[0] > _TOLD)
+        }
+        split = _splitter()
+        return [tuple(each for each in item if not words.isdisjoint(split(each))) for item in keywords]
+
+    def _more(self, histories: Sequences) -> list[np.ndarray]:
+        """How much more the segments of each history like each word than all users do, of each facet: float64
+        (n_histories, w)."""
+        beliefs = self.beliefs(histories)
+        return [
+            (belief - np.exp(facet.shares)) @ facet.weights for facet, belief in zip(self.facets, beliefs, strict=True)
+        ]
 
     def beliefs(self, histories: Sequences) -> list[np.ndarray]:
         """p(z | h) of each facet: float64 (n_histories, k)."""
@@ -259,6 +277,14 @@ def _vocabulary(texts: Sequence[str], settings: SegmentsSettings) -> list[str]:
         return []
     names = counter.get_feature_names_out()
     return [str(name) for name, count in zip(names, counts, strict=True) if count >= settings.min_items]
+
+
+@functools.cache
+def _splitter() -> Callable[[str], list[str]]:
+    """From a text to its words, as facets know them."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    return CountVectorizer().build_analyzer()
 
 
 def _words(words: list[str], texts: Sequence[str]) -> Any:

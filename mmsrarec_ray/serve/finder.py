@@ -155,14 +155,14 @@ class Finder:
             numbers, unknown = self._given(wish.candidates)
             fresh = []
         numbers.sort(key=lambda number: (-case.scores[number], number))
-        evidence = Evidence(self.catalogue, self.retriever.cooccurrence, case.history, self._next_items(case))
-        told = self._told(case, numbers)
+        evidence = self._evidence(case)
+        told = zip(numbers, evidence.why(numbers), self._told(case, numbers), strict=True)
         ids = self.catalogue.id
         return Found(
             history=[ids(number) for number in case.history[-self.config.retrieve.history :]],
             neighbours=[ids(number) for number in self._neighbours(case)],
             liked=self._liked(case),
-            candidates=[self._candidate(case, n, n in fresh, evidence, said) for n, said in told.items()],
+            candidates=[self._candidate(case, n, n in fresh, why, said) for n, why, said in told],
             unknown=unknown,
             known_user=user is not None,
             bundle=self.version,
@@ -219,7 +219,12 @@ class Finder:
         rest = np.where(allowed[: self.catalogue.known] & self.pool, case.retrieved, -np.inf)
         return [*_best(rest, wish.count - len(fresh)), *fresh], fresh
 
-    def _told(self, case: _Case, numbers: list[int]) -> dict[int, str]:
+    def _evidence(self, case: _Case) -> Evidence:
+        segments = self.signs.segments.whole if self.signs.segments else None
+        together = self.retriever.cooccurrence
+        return Evidence(self.catalogue, together, segments, case.history, self._next_items(case))
+
+    def _told(self, case: _Case, numbers: list[int]) -> list[str]:
         """What the ranker is told of each, as `rank.score` tells it; of items that the counts do not know, that nobody
         chose them, and who likes their keywords."""
         settings, known = self.config.retrieve, self.catalogue.known
@@ -233,7 +238,7 @@ class Finder:
             halves = list(zip(*(self.catalogue.halves(number) for number in asked[put].tolist()), strict=True))
             lifts = self.signs.segments.whole.lifts_of_new(Sequences.of([history.tolist()]), halves)
             signs[self.signs.kinds.index("segments"), put] = np.exp(lifts)
-        return dict(zip(numbers, self.scale.lines(signs), strict=True))
+        return self.scale.lines(signs)
 
     def _known(self, case: _Case) -> np.ndarray:
         """What the counts know of the history that the ranker reads: int64 (n,)."""
@@ -245,11 +250,11 @@ class Finder:
         most, segments = self.config.rank.liked, self.signs.segments
         return segments.liked([self._known(case)], most)[0] if segments and most else []
 
-    def _candidate(self, case: _Case, number: int, fresh: bool, evidence: Evidence, told: str) -> Candidate:
+    def _candidate(self, case: _Case, number: int, fresh: bool, why: Why, told: str) -> Candidate:
         words, title = self.catalogue.keywords(number), self.catalogue.title(number)
         source = self._source(case, number, fresh)
         score = float(case.scores[number])
-        return Candidate(self.catalogue.id(number), title, words, score, source, evidence.why(number), told)
+        return Candidate(self.catalogue.id(number), title, words, score, source, why, told)
 
     def _source(self, case: _Case, number: int, fresh: bool) -> Source:
         if number < self.catalogue.known:

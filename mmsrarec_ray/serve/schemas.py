@@ -70,6 +70,8 @@ class WhyOut(_Body):
 
     keywords: list[str]
     """Shared with items of the history."""
+    liked: list[str]
+    """Keywords that users of the same segments like more than all users do; none where the bundle has no segments."""
     similar_users: int
     """Of the users at the most similar moments, so many chose it next."""
     of: int

@@ -272,6 +272,7 @@ def _recommended(candidate: Candidate, score: float, rank: int) -> Recommended:
         source=candidate.source,
         why=WhyOut(
             keywords=list(why.keywords),
+            liked=list(why.liked),
             similar_users=why.similar_users,
             of=why.of,
             history=[CompanionOut(item_id=c.item_id, title=c.title, count=c.count) for c in why.history],

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.reasons import Prompt, counts, history_items, keywords, similar_users
+from benchmarks.reasons import Prompt, evidence, history_items, keywords, liked, similar_users
 from mmsrarec_ray.serve.why import Companion, Why
 
 LINES = ["red, mug", "blue, mug", "red, bag", "oak, lamp"]
 PROMPT = Prompt(
     0, ("blue, mug", "red, bag"), ("red, mug", "oak, lamp"), (), "chosen with this history 3, by all users 2"
 )
-WHY = Why(("red", "mug"), 1, 5, (Companion("b", "", 4),))
+WHY = Why(("red", "mug"), ("red mug",), 1, 5, (Companion("b", "", 4),))
 
 
-def test_who_likes_its_keywords_is_neither_a_reason_nor_taken_at_random() -> None:
+def test_who_likes_its_keywords_is_named_where_a_keyword_is() -> None:
     asked = replace(PROMPT, evidence="chosen with this history 3, for its keywords 4, by all users 2")
-    choice = counts(asked, WHY, [0])
-    assert (choice.named, choice.others) == ([0], [2])
+    choice = evidence(asked, WHY, [0])
+    assert (choice.named, choice.others) == ([0, 1], [2])
+    assert evidence(asked, replace(WHY, liked=()), [0]).others == [1, 2]
+
+
+def test_words_that_are_liked_leave_the_lines_of_segments() -> None:
+    asked = replace(PROMPT, liked=("blue, red", "oak, mug"))
+    choice = liked(asked, WHY, [0])
+    assert choice.without(choice.named).liked == ("blue", "oak")
+    assert choice.without(choice.others).liked == ("red", "mug")
 
 
 def test_keywords_that_are_shared_leave_the_lines_of_the_history() -> None:
@@ -40,10 +48,10 @@ def test_the_item_itself_leaves_the_choices_of_similar_users() -> None:
 
 
 def test_levels_that_are_named_become_0() -> None:
-    choice = counts(PROMPT, WHY, [1, 2])
+    choice = evidence(PROMPT, WHY, [1, 2])
     assert choice.without(choice.named).evidence == "chosen with this history 0, by all users 2"
     assert choice.without(choice.others).evidence == "chosen with this history 3, by all users 0"
-    unnamed = Why((), 0, 5, ())
-    assert counts(PROMPT, unnamed, [1, 2]).named == []
+    unnamed = Why((), (), 0, 5, ())
+    assert evidence(PROMPT, unnamed, [1, 2]).named == []
     silent = Prompt(0, (), (), (), "")
-    assert counts(silent, WHY, []).others == []
+    assert evidence(silent, WHY, []).others == []

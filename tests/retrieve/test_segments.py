@@ -109,6 +109,13 @@ def test_what_segments_like_best_is_told_in_words() -> None:
     histories = Sequences.of([[0, 0], [1], [2]])  # all like mugs, and a mug tells nothing
     assert segments.liked(histories, 2) == [["red", ""], ["blue", ""], ["", ""]]
     assert segments.liked(histories, 0) == [["", ""]] * 3
+    keywords = [("Red", "sky-blue", "mug"), ("pot",), ()]
+    assert [segments.fond(histories.take(np.array([row])), keywords)[0] for row in (0, 1, 2)] == [
+        ("Red",),
+        ("sky-blue",),
+        (),
+    ]
+    assert segments.fond(histories.take(np.array([0])), keywords)[1:] == [(), ()]
     told = segments.told(2).splitlines()
     assert told[2:8] == ["## Facet 1", "", "| users | like |", "|--:|:--|", "| 50.0% | blue |", "| 50.0% | red |"]
 

@@ -218,7 +218,13 @@ def test_the_rankers_order_is_answered_with_scores_and_reasons(serve: Callable[.
         assert [item["rank"] for item in answer["items"]] == [1, 2, 3]
         assert [item["score"] for item in answer["items"]] == [0.7, 0.6, 0.5]
         assert (answer["bundle"], answer["degraded"], answer["degraded_reason"]) == ("v1", False, None)
-        assert answer["items"][1]["why"] == {"keywords": ["red"], "similar_users": 0, "of": 3, "history": []}
+        assert answer["items"][1]["why"] == {
+            "keywords": ["red"],
+            "liked": [],
+            "similar_users": 0,
+            "of": 3,
+            "history": [],
+        }
         assert answer["history"] == ["i0", "i1"]
         assert s.metrics.reasons == [None]
 

@@ -109,6 +109,18 @@ def test_the_ranker_is_told_who_likes_the_keywords_of_new_items_too() -> None:
     assert told["fresh"] == "chosen by all users 0, for its keywords 9"
 
 
+def test_keywords_that_users_of_the_same_segments_like_are_a_reason() -> None:
+    weights = np.array([[2.0, 0.0], [0.0, 2.0]])
+    of_kind = Facet(["mug", "pot"], weights, np.zeros(2), np.log([0.5, 0.5]))
+    world = finder("serve.fresh=2", liking=Segments([of_kind], [WORDS]))
+    world.item_changed(put("fresh", "blue", "mug"))
+    found = {each.item_id: each.why.liked for each in find(world, "i0", "i1", count=8).candidates}
+    assert found.pop("fresh") == ("mug",)
+    assert len(found) == len(WORDS) - 2
+    assert found == {item: ("mug",) if "mug" in WORDS[int(item[1:])] else () for item in found}
+    assert of(find(finder(), "i0", "i1"), "i2").why.liked == ()
+
+
 def test_a_history_of_new_items_alone_is_answered_by_keywords() -> None:
     world = finder("serve.fresh=2")
     world.item_changed(put("fresh", "blue", "hat"))

@@ -73,6 +73,7 @@ function reasons(item) {
   if (why.similar_users) lines.push(`${why.similar_users} of ${why.of} users at a similar point chose it next`);
   if (why.history.length) lines.push(`chosen after ${why.history.map((h) => `${h.title || h.item_id} (${h.count}×)`).join(", ")}`);
   if (why.keywords.length) lines.push(`shares with the history: ${why.keywords.join(", ")}`);
+  if (why.liked.length) lines.push(`users of this kind like: ${why.liked.join(", ")}`);
   lines.push(SOURCES[item.source]);
   return el("ul", { class: "why" }, ...lines.map((line) => el("li", {}, line)));
 }
