@@ -231,7 +231,15 @@ class MmsraRecRecipe(RetrievalRecipe):
         *RetrievalRecipe.code,
         *("methods/mmsrarec", "rank/score", "rank/answers", "rank/ask", "rank/catalogue", "rank/evidence"),
         *("rank/prompts", "models/engine", "models/load", "models/lora", "summarize/prompts", "data/images"),
-        *("data/frames", "retrieve/segments"),
+        *(
+            "data/frames",
+            "rank/segments",
+            "rank/contexts",
+            "retrieve/segments",
+            "retrieve/contexts",
+            "retrieve/moments",
+        ),
+        "summarize/published",
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 

@@ -32,7 +32,10 @@ class Evaluate(Stage):
 
     name: ClassVar[str] = "evaluate"
     artefact: ClassVar[str] = "evaluation"
-    code: ClassVar[tuple[str, ...]] = ("evaluate", "data/log")
+    code: ClassVar[tuple[str, ...]] = (
+        *("evaluate", "intervals", "methods/base"),
+        *("data/log", "data/parts", "data/schemas", "data/splits", "data/negatives"),
+    )
 
     def requires(self) -> list[Stage]:
         return [Prepare(self.config), *self._scores()]

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 import ray
 
 from mmsrarec_ray.config import Config
-from mmsrarec_ray.data.frames import iter_tables, read_parquet
+from mmsrarec_ray.data.frames import iter_tables
 from mmsrarec_ray.data.log import Log
 from mmsrarec_ray.data.negatives import untouched
-from mmsrarec_ray.data.parts import write_part
+from mmsrarec_ray.data.parts import read_part, write_part
 from mmsrarec_ray.data.splits import hashes
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.progress import Progress
@@ -51,7 +51,7 @@ EXAMPLES = pa.schema(
     ]
 )
 _KEY = ["user_id", "cut", "round"]
-_ROWS = 2_000  # contexts in a block
+_ROWS = 2_000  # contexts in a part
 _DRAWN = 200  # random items put to each of the users that levels are made from
 
 
@@ -82,12 +82,12 @@ def write_examples(source: Source, retriever: Folder, contexts: dict[str, int], 
     training users are cross-fitted. Other splits than train have one round and nothing but choices.
     """
     folder = retriever / "contexts"
-    files = [folder.file(name) for name in folder.files() if name.split("-")[0] in contexts]
-    rows = read_parquet(folder, files).repartition(target_num_rows_per_block=_ROWS)
-    written = rows.map_batches(
+    names = [{"name": name} for name in folder.files() if name.split("-")[0] in contexts]
+    # A file a row: what Ray would make of the rows' blocks depends on the cluster, and so would the parts.
+    written = ray.data.from_items(names, override_num_blocks=max(1, len(names))).map_batches(
         _Write,
-        fn_constructor_args=(ray.put(source), list(contexts), out),
-        batch_size=None,
+        fn_constructor_args=(ray.put(source), folder, list(contexts), out),
+        batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=source.config.engine.preprocess_concurrency),
         num_cpus=1,
@@ -103,8 +103,7 @@ def write_examples(source: Source, retriever: Folder, contexts: dict[str, int], 
 def read_examples(folder: Folder, scratch: Path) -> datasets.Dataset:
     """Contexts with their `examples`, on disk below `scratch`.
 
-    The order is that of user, cut and round: which rows share a part, and where a part begins, depends on which of
-    Ray's tasks was ready first, and the same data shall teach the same.
+    The order is that of user, cut and round: parts are in the order of their names, which are hashes.
     """
     import datasets
 
@@ -138,20 +137,27 @@ class _Lesson:
 
 
 class _Write:
-    """CPU actor: contexts in, a part of examples written, counts out."""
+    """CPU actor: names of files of contexts in, parts of examples written, counts out."""
 
-    def __init__(self, source: ray.ObjectRef, splits: list[str], out: Folder):
-        self.writer, self.splits, self.out = Writer(ray.get(source)), splits, out
+    def __init__(self, source: ray.ObjectRef, contexts: Folder, splits: list[str], out: Folder):
+        self.writer, self.contexts, self.splits, self.out = Writer(ray.get(source)), contexts, splits, out
 
-    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+    def __call__(self, batch: pa.Table) -> Iterator[dict[str, list[Any]]]:
+        for name in batch["name"].to_pylist():
+            table = read_part(self.contexts, name)
+            for start in range(0, table.num_rows, _ROWS):
+                counts = self._write(table.slice(start, _ROWS))
+                yield {"what": list(counts), "count": list(counts.values())}
+
+    def _write(self, table: pa.Table) -> Counter[str]:
         counts = Counter[str]()
         for split in self.splits:
-            contexts = Contexts.of(self.writer.log, batch.filter(pc.equal(batch["split"], split)))
+            contexts = Contexts.of(self.writer.log, table.filter(pc.equal(table["split"], split)))
             rows = self.writer.rows(contexts, learnt=split == "train")
             write_part(self.out / split, pa.Table.from_pylist(rows, EXAMPLES), _KEY)
             counts[f"{split}_contexts"] += len(contexts)
             counts.update(f"{split}_{example['task']}" for row in rows for example in row["examples"])
-        return {"what": list(counts), "count": list(counts.values())}
+        return counts
 
 
 class Writer:
@@ -190,6 +196,8 @@ class Writer:
         """What is drawn for one context."""
         user, cut, tasks = int(contexts.users[row]), int(contexts.cuts[row]), self.settings.tasks
         whole = self.log.sequences[user]
+        # What came later and is not for learning is not known: no reason to spare it among the negatives.
+        [known] = self.log.train_of(np.array([user])) if learnt else [whole[: cut + 1]]
         shares: dict[Task, float] = {
             "next_item": tasks.next_item,
             "item_keywords": tasks.item_keywords,
@@ -197,25 +205,25 @@ class Writer:
         }
         for number in range(math.ceil(self.settings.epochs) if learnt else 1):
             name = f"{self.log.users[user]}\0{cut}\0{number}"
-            key = int(hashes([name], self.settings.seed, "example")[0])
-            rng = np.random.default_rng(key)
+            rng = np.random.default_rng(self._key(name, "example"))
             if learnt and rng.random() >= self.settings.epochs - number:
                 continue  # the last round of a broken number of epochs is for some
-            negatives = self._negatives(name, whole, contexts.neighbours[row], contexts.votes[row], rng, key)
+            negatives = self._negatives(name, known, contexts.neighbours[row], contexts.votes[row], rng)
             chosen = tuple(task for task, share in shares.items() if learnt and rng.random() < share)
             wording = int(rng.integers(tasks.phrasings)) if learnt else 0
             yield _Lesson(row, number, np.array([whole[cut], *negatives], np.int64), chosen, wording)
 
     def _negatives(
-        self, name: str, touched: np.ndarray, neighbours: np.ndarray, votes: Votes, rng: np.random.Generator, key: int
+        self, name: str, touched: np.ndarray, neighbours: np.ndarray, votes: Votes, rng: np.random.Generator
     ) -> np.ndarray:
-        """Items that the user never touched. Raises InputError where the core has too few."""
+        """Items that the user never touched, as far as may be known. Raises InputError where the core has too few."""
         wanted, share = self.settings.negatives, self.settings.hard_negatives
         hard = np.zeros(0, np.int64)
         if share:
             found = np.unique(np.concatenate([neighbours, np.fromiter(votes, np.int64)]))
             found = found[self.log.in_core[found] & ~np.isin(found, touched)]
             hard = rng.permutation(found)[: rng.binomial(wanted, share)]
+        key = self._key(name, "negatives")
         fresh = untouched(self.core, np.concatenate([touched, hard]), wanted - len(hard), key)
         if len(fresh) + len(hard) < wanted:
             raise InputError(
@@ -223,6 +231,10 @@ class Writer:
                 f"{name.split(chr(0))[0]} has {len(fresh) + len(hard)}."
             )
         return np.concatenate([hard, fresh])
+
+    def _key(self, name: str, what: str) -> int:
+        """Decides what is drawn for a context; each kind of draw has a key of its own."""
+        return int(hashes([name], self.settings.seed, what)[0])
 
     def _examples(
         self, contexts: Contexts, lesson: _Lesson, liked: list[str], evidence: list[str]

@@ -41,8 +41,9 @@ class TuneRecommender(Stage):
     code: ClassVar[tuple[str, ...]] = (
         *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/contexts", "rank/evidence"),
         *("rank/segments", "rank/examples", "rank/packing", "rank/tune"),
-        *("adapters", "workers", "retrieve/segments", "retrieve/moments"),
-        *("data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
+        *("adapters", "workers", "retrieve/segments", "retrieve/moments", "retrieve/cooccurrence"),
+        *("retrieve/retriever", "retrieve/index", "retrieve/encoders"),
+        *("data/schemas", "data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
         *("models/load", "models/engine", "summarize/prompts", "summarize/published"),
     )
 

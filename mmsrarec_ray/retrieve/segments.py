@@ -205,7 +205,8 @@ class _Learning:
         values = np.concatenate([np.zeros(self.shape[0]), self.start.ravel()])
         if self.shape[1]:
             options = {"maxiter": self.settings.steps}
-            optimize.minimize(self._loss, values, jac=True, method="L-BFGS-B", callback=best, options=options)
+            ended = optimize.minimize(self._loss, values, jac=True, method="L-BFGS-B", callback=best, options=options)
+            best.look(ended.x)  # it may have ended between two looks
         return self._made(values if best.values is None else best.values)
 
     def _made(self, values: np.ndarray) -> Facet:
@@ -251,19 +252,23 @@ class _Best:
 
     def __init__(self, told: Callable[[np.ndarray], float]):
         self.told, self.iterations, self.worse = told, 0, 0
-        self.score, self.values = -np.inf, None
+        self.score = -np.inf
+        self.values: np.ndarray | None = None
 
     def __call__(self, intermediate_result: Any) -> None:
         self.iterations += 1
-        if self.iterations % _EVERY:
-            return
-        score = self.told(intermediate_result.x)
+        if self.iterations % _EVERY == 0:
+            self.look(intermediate_result.x)
+            if self.worse >= _PATIENCE:
+                raise StopIteration
+
+    def look(self, values: np.ndarray) -> None:
+        """Keep them where validation users are told better than ever."""
+        score = self.told(values)
         if score > self.score:
-            self.score, self.values, self.worse = score, intermediate_result.x.copy(), 0
-            return
-        self.worse += 1
-        if self.worse >= _PATIENCE:
-            raise StopIteration
+            self.score, self.values, self.worse = score, values.copy(), 0
+        else:
+            self.worse += 1
 
 
 def _vocabulary(texts: Sequence[str], settings: SegmentsSettings) -> list[str]:

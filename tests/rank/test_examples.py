@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,17 @@ USERS, ITEMS = 200, 4
 NO_TASKS = tuple(f"tune_recommender.tasks.{task}=0" for task in ("next_item", "item_keywords", "interests"))
 
 
-def written(*words: str, learnt: bool = True, segments: FoldedSegments | None = None) -> list[dict[str, Any]]:
-    """Examples of many users who all went from item 0 to item 1 of four; the last has no keywords but item 3's."""
+def written(
+    *words: str, learnt: bool = True, segments: FoldedSegments | None = None, later: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """Examples of many users who all went from item 0 to item 1 of four; the last has no keywords but item 3's. later:
+    what they chose afterwards, which is for testing."""
     settings = world.config("rank.candidate=keywords", *words)
-    sequences = Sequences.of([[0, 1]] * USERS)
+    sequences = Sequences.of([[0, 1, *later]] * USERS)
     users = pa.array([f"u{number:03}" for number in range(USERS)])
     catalogue = world.catalogue()
-    log = Log(catalogue.ids, np.ones(ITEMS, bool), users, sequences, np.zeros(2 * USERS, np.uint8), True)
+    split = np.array([0, 0, *(2 for _ in later)] * USERS, np.uint8)
+    log = Log(catalogue.ids, np.ones(ITEMS, bool), users, sequences, split, not later)
     counts = np.bincount(sequences.items, minlength=ITEMS)
     signs = Signs(settings.rank.evidence, counts, Cooccurrence.of(sequences, ITEMS, 5), segments)
     scale = Scale({kind: [0.5] * 9 for kind in settings.rank.evidence})
@@ -136,6 +141,16 @@ def test_hard_negatives_are_what_similar_users_chose_and_this_one_did_not() -> N
     assert {tuple(sorted(item for item, _ in choices(row)[1:])) for row in both} == {(ids[2], ids[3])}
     with pytest.raises(InputError, match=r"negatives: 3 core items .* needed; user u000 has 2\.$"):
         written("tune_recommender.negatives=3", *NO_TASKS)
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_what_a_user_chose_later_is_not_spared_among_the_negatives(learnt: bool) -> None:
+    def drawn(later: Sequence[int]) -> list[list[tuple[str, str]]]:
+        words = ("tune_recommender.hard_negatives=0.5", *NO_TASKS)
+        return [choices(row) for row in written(*words, learnt=learnt, later=later)]
+
+    assert drawn([3]) == drawn([]) == drawn([2])
+    assert {item for _, (item, _) in drawn([3])} == set(world.catalogue().ids.to_pylist()[2:])
 
 
 def test_what_users_of_the_segment_like_stands_before_the_instruction() -> None:

@@ -128,6 +128,13 @@ def test_the_gradient_is_that_of_the_likelihood() -> None:
     assert error < 1e-5
 
 
+@pytest.mark.parametrize("changed", [{"steps": 4}, {"prior": 1e6}])
+def test_learning_that_ends_before_the_first_look_is_not_lost(changed: dict[str, float]) -> None:
+    train, settings = drawn(40, 1)[0], SMALL.model_copy(update=changed)
+    learning = _Learning(train, asked(train), TEXTS[0], settings, 0)
+    assert not np.allclose(learning.facet().weights, learning.start)
+
+
 def test_items_that_say_nothing_have_no_lift() -> None:
     train, nobody = drawn(20, 1)[0], Cases(Queries(Sequences.of([]), np.zeros(0, np.int64)), np.zeros(0, np.int32))
     silent = Segments.learn(train, asked(train), [[""] * len(ITEMS)], SMALL, 0)
