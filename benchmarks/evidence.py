@@ -63,7 +63,7 @@ def main() -> int:
     table = read_parts(retriever.folder / "contexts", CONTEXTS.names)
     counts = np.bincount(log.train().items, minlength=log.n_items)
     keywords = made.get("keywords")
-    segments = learn_segments(config, log, keywords.folder) if keywords else None
+    segments = learn_segments(config, log, dataset.folder, keywords.folder) if keywords else None
     signs = Signs(config.rank.evidence, counts, Retriever.load(retriever.folder).cooccurrence, segments)
     print("| AUC, % | " + " | ".join(signs.kinds) + " | contexts |\n|---" + "|---" * (1 + len(signs.kinds)) + "|")
     for split in ("train", "validation", "test"):

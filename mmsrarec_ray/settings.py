@@ -124,7 +124,8 @@ class ShopSettings(Settings):
     """Size of the drawn shop. Its law is code and frozen: `mmsrarec_ray.data.shop.law`."""
 
     seed: NonNegativeInt = 7
-    items: Annotated[int, Field(ge=1200)] = 1200
+    items: Annotated[int, Field(ge=1200, le=100_000)] = 1200
+    """With more, the order of the ids would no longer be that of the law, which the oracles rely on."""
     users: Annotated[int, Field(ge=1000, multiple_of=1000)] = 3000
 
 

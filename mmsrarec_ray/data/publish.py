@@ -95,10 +95,16 @@ def _edges(
         return rules
     span = totals["last"] - totals["first"] + 1
     edges = np.linspace(totals["first"], totals["last"] + 1, min(span, _TIME_BINS) + 1)
-    histogram = sum(_each(_histogram, names, partitions, ray.put(rules), edges))
-    return replace(rules, moments=splits.time_edges(np.asarray(histogram), edges, split.validation, split.test))
+    histogram = np.zeros(len(edges) - 1, np.int64)
+    shared, bins = ray.put(rules), ray.put(edges)
+    pending = [_histogram.remote(name, partitions, shared, bins) for name in names]
+    while pending:  # one at a time: together they may be gigabytes
+        ready, pending = ray.wait(pending)
+        histogram += ray.get(ready[0])
+    return replace(rules, moments=splits.time_edges(histogram, edges, split.validation, split.test))
 
 
+@ray.remote(num_cpus=1)
 def _histogram(name: str, partitions: Folder, rules: InteractionRules, edges: np.ndarray) -> np.ndarray:
     return np.histogram(_surviving(name, partitions, rules)["timestamp"].to_numpy(), edges)[0]
 

@@ -244,7 +244,14 @@ def _read_parquet(stream: pa.NativeFile, source: Source, where: str) -> Iterator
     if missing := _missing(where, source.columns, file.schema_arrow.names):
         raise missing
     first = 1
-    for batch in file.iter_batches(batch_size=_ROWS_WITH_PICTURES, columns=list(source.columns)):
+    batches = file.iter_batches(batch_size=_ROWS_WITH_PICTURES, columns=list(source.columns))
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{where}: rows from {first:,} on cannot be read: {error}") from None
+        if batch is None:
+            return
         rows = pa.array(range(first, first + batch.num_rows), pa.int64())
         yield rows, *_decodable(pa.table(batch.columns, names=batch.schema.names))
         first += batch.num_rows
@@ -270,7 +277,12 @@ def _decodable(table: pa.Table) -> tuple[pa.Table, list[str | None]]:
     """The table with the strings that are not UTF-8 taken out, and what is wrong with each row."""
     problems: list[str | None] = [None] * table.num_rows
     for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            decoded = pa.chunked_array([chunk.dictionary_decode() for chunk in table.column(place).chunks])
+            field = pa.field(field.name, field.type.value_type)
+            table = table.set_column(place, field, decoded.cast(field.type))
         if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+            table = _nested_decodable(table, place, problems)
             continue
         raw = table.column(place).cast(pa.large_binary())
         try:
@@ -285,6 +297,25 @@ def _decodable(table: pa.Table) -> tuple[pa.Table, list[str | None]]:
                     problems[row] = f"{BROKEN_ENCODING}: {field.name}: byte {error.start + 1} is not UTF-8"
             table = table.set_column(place, field, pa.array(values, field.type))
     return table, problems
+
+
+def _nested_decodable(table: pa.Table, place: int, problems: list[str | None]) -> pa.Table:
+    """The same of a column of lists or other types that may have strings inside."""
+    column, name = table.column(place), table.field(place).name
+    try:
+        column.validate(full=True)
+        return table
+    except pa.ArrowInvalid:
+        broken = []
+        for row in range(len(column)):
+            try:
+                column.slice(row, 1).combine_chunks().validate(full=True)
+                broken.append(False)
+            except pa.ArrowInvalid:
+                broken.append(True)
+                problems[row] = problems[row] or f"{BROKEN_ENCODING}: {name}: text in it is not UTF-8"
+        kept = pc.if_else(pa.array(broken), pa.scalar(None, column.type), column)
+        return table.set_column(place, table.field(place).with_nullable(True), kept)
 
 
 _READERS: dict[str, Callable[[pa.NativeFile, Source, str], Iterator[Block]]] = {

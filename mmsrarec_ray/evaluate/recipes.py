@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -30,7 +29,7 @@ from mmsrarec_ray.methods.segments import SegmentsMethod
 from mmsrarec_ray.methods.sequential import Sequential
 from mmsrarec_ray.methods.simple import Popularity, Random
 from mmsrarec_ray.models.engine import engine_resources, require_folder
-from mmsrarec_ray.models.load import engine_identity
+from mmsrarec_ray.models.load import engine_identity, identity
 from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale
@@ -40,7 +39,7 @@ from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import Fusion as FusionSettings
 from mmsrarec_ray.settings import FusionContent as FusionContentSettings
-from mmsrarec_ray.store import Artefact, Folder, Run, code_fingerprint, fingerprint, source_fingerprint
+from mmsrarec_ray.store import Artefact, Run, code_fingerprint, fingerprint
 from mmsrarec_ray.summarize.published import read_halves
 from mmsrarec_ray.summarize.stage import Summarize
 
@@ -147,7 +146,7 @@ class ContentRecipe(Recipe):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"weights": _weights(self.config.methods.content_knn.encoder)}
+        return super().settings | {"weights": identity(self.config.methods.content_knn.encoder)}
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         settings = self.config.methods.content_knn
@@ -218,7 +217,7 @@ class FusionContentRecipe(FusionRecipe):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"weights": _weights(self.words.encoder)}
+        return super().settings | {"weights": identity(self.words.encoder)}
 
     def content(self, log: Log, inputs: dict[str, Artefact]) -> Content | None:
         return Content(_said(self.words.source, log, inputs), self.words.encoder)
@@ -271,7 +270,9 @@ class MmsraRecRecipe(RetrievalRecipe):
         retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
         seconds = sum(inputs[name].manifest.seconds for name in needs)
         recommender, answers = inputs["recommender"].folder, self.answers(inputs)
-        segments = read_segments(c, log.items, recommender, inputs["keywords"].folder)
+        segments = read_segments(
+            c, log.items, inputs["dataset"].folder, inputs["keywords"].folder, inputs["recommender"].folder
+        )
         adapter = (recommender / ADAPTER).path
         blends = set(OURS[1:]).intersection(c.evaluate.methods)
         ahead = partial(learnt_from, settings=c.methods.blend, seed=seed) if blends else None
@@ -351,13 +352,6 @@ def recipe_of(name: str, config: Config) -> Recipe:
         **dict.fromkeys(OURS[1:], BlendRecipe),
     }
     return kinds.get(name, Recipe)(name, config)
-
-
-def _weights(encoder: str | None) -> str | None:
-    """What a sentence encoder is made of: the files of a folder; of a hub model its id."""
-    if encoder is None or not Path(encoder).is_dir():
-        return encoder
-    return source_fingerprint(Folder.at(encoder))
 
 
 def _said(source: str, log: Log, inputs: dict[str, Artefact]) -> list[str]:

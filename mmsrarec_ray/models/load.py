@@ -13,7 +13,8 @@ from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.settings import Engine, Model
 
 TINY = Path(__file__).parent / "tiny"
-_NOT_WEIGHTS = {".md", ".txt"}  # documentation and logs beside a model do not change what it says
+_TOLD = {".md", ".log"}  # documentation and logs beside a model do not change what it says
+_LICENCES = {"LICENSE.txt", "NOTICE.txt"}  # other texts may be a tokenizer's: merges.txt, vocab.txt
 
 
 def source(model: Model) -> str:
@@ -38,16 +39,19 @@ def source(model: Model) -> str:
 def fingerprint(model: Model) -> str:
     """What identifies the weights: the hash of a folder's files, or a hub id with its revision."""
     where = source(model)
-    if not Path(where).is_dir():
-        return f"{where}@{model.revision}"
-    return _folder_fingerprint(where)
+    return _folder_fingerprint(where) if Path(where).is_dir() else f"{where}@{model.revision}"
+
+
+def identity(where: str | None) -> str | None:
+    """What is known of the weights of any model: the hash of a folder's files; the id of one on a hub."""
+    return _folder_fingerprint(where) if where and Path(where).is_dir() else where
 
 
 @cache
 def _folder_fingerprint(folder: str) -> str:
     digest = hashlib.sha256()
     for file in sorted(Path(folder).iterdir()):
-        if file.is_file() and file.suffix not in _NOT_WEIGHTS:
+        if file.is_file() and file.suffix not in _TOLD and file.name not in _LICENCES:
             with file.open("rb") as stream:
                 digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:20]

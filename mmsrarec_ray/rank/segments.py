@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.log import Log, Sequences
+from mmsrarec_ray.data.parts import read_parts
 from mmsrarec_ray.progress import Progress
+from mmsrarec_ray.rank.catalogue import Said
 from mmsrarec_ray.retrieve.moments import ALL_USERS, folds_of
 from mmsrarec_ray.retrieve.segments import Segments
 from mmsrarec_ray.store import Folder
@@ -70,7 +73,26 @@ def wanted(config: Config) -> bool:
     return "segments" in config.rank.evidence or config.rank.liked > 0
 
 
-def learn_segments(config: Config, log: Log, keywords: Folder) -> FoldedSegments | None:
+def heard(said: Said, title: str, image: str, text: str) -> tuple[str, str]:
+    """What segments know of an item: its picture and its text, as far as prompts tell of them. image, text: keywords,
+    as `read_halves` gives them."""
+    if said == "titles":
+        return "", title
+    return "" if said == "text_keywords" else image, "" if said == "image_keywords" else text
+
+
+def _facets(config: Config, items: pa.Array, dataset: Folder, keywords: Folder) -> list[list[str]]:
+    """The same of all items: two lists of lines."""
+    titles = [""] * len(items)
+    if config.rank.said == "titles":
+        table = read_parts(dataset / "items", ["item_id", "title"])
+        places = pc.index_in(items, value_set=table["item_id"].combine_chunks())
+        titles = [title or "" for title in table["title"].take(places).to_pylist()]
+    known = zip(titles, *read_halves(keywords, items), strict=True)
+    return [list(half) for half in zip(*(heard(config.rank.said, *each) for each in known), strict=True)]
+
+
+def learn_segments(config: Config, log: Log, dataset: Folder, keywords: Folder) -> FoldedSegments | None:
     """From the training users' choices and the published keywords, with the retriever's folds; None where prompts do
     not tell of them."""
     if not wanted(config):
@@ -78,7 +100,7 @@ def learn_segments(config: Config, log: Log, keywords: Folder) -> FoldedSegments
     training, validation = log.train(), log.cases("validation")
     settings, seed = config.retrieve, config.tune_recommender.seed
     fold = folds_of(log.users.take(pa.array(training.users)).to_pylist(), settings.folds, settings.seed)
-    texts, progress = read_halves(keywords, log.items), Progress("segments", settings.folds + 1, "folds")
+    texts, progress = _facets(config, log.items, dataset, keywords), Progress("segments", settings.folds + 1, "folds")
     learnt: dict[int, Segments] = {}
     for number in (ALL_USERS, *range(settings.folds)):
         users = training if number == ALL_USERS else training.take(fold != number)
@@ -93,8 +115,11 @@ def write_segments(segments: FoldedSegments | None, recommender: Folder) -> None
         segments.whole.save(recommender / _FOLDER)
 
 
-def read_segments(config: Config, items: pa.Array, recommender: Folder, keywords: Folder) -> FoldedSegments | None:
+def read_segments(
+    config: Config, items: pa.Array, dataset: Folder, keywords: Folder, recommender: Folder
+) -> FoldedSegments | None:
     """Those of all users, as `write_segments` left them. items: string ids of the catalogue."""
     if not wanted(config):
         return None
-    return FoldedSegments({ALL_USERS: Segments.load(recommender / _FOLDER, read_halves(keywords, items))})
+    facets = _facets(config, items, dataset, keywords)
+    return FoldedSegments({ALL_USERS: Segments.load(recommender / _FOLDER, facets)})

@@ -105,7 +105,7 @@ class TuneRecommender(Stage):
         catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, form, rank.said)
         log, retriever = read_log(inputs["dataset"].folder), inputs["retriever"].folder
         counts = np.bincount(log.train().items, minlength=log.n_items)
-        segments = learn_segments(self.config, log, inputs["keywords"].folder)
+        segments = learn_segments(self.config, log, inputs["dataset"].folder, inputs["keywords"].folder)
         signs = Signs(rank.evidence, counts, Retriever.load(retriever, memory_map=True).cooccurrence, segments)
         first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))
         some = Contexts.of(log, read_part(retriever / "contexts", first).slice(0, _SCALED))

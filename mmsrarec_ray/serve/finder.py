@@ -16,7 +16,7 @@ from mmsrarec_ray.methods.neighbours import DECAY
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale, Signs
-from mmsrarec_ray.rank.segments import FoldedSegments, read_segments
+from mmsrarec_ray.rank.segments import FoldedSegments, heard, read_segments
 from mmsrarec_ray.retrieve.contexts import votes
 from mmsrarec_ray.retrieve.index import Neighbours
 from mmsrarec_ray.retrieve.retriever import Retriever
@@ -130,7 +130,7 @@ class Finder:
         retriever = Retriever.load(bundle.folder("retriever"))
         catalogue = Catalogue.read(dataset, keywords, "text")
         scale = Scale.read(bundle.folder("recommender"))
-        segments = read_segments(bundle.config, catalogue.ids, bundle.folder("recommender"), keywords)
+        segments = read_segments(bundle.config, catalogue.ids, dataset, keywords, bundle.folder("recommender"))
         return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue, scale, segments)
 
     def item_changed(self, item: Item) -> None:
@@ -235,10 +235,14 @@ class Finder:
         [signs[:, asked < known]] = self.signs([history], [counted], [asked[asked < known]])
         put = np.array([self.catalogue.learnt(number) for number in numbers], bool)
         if put.any() and self.signs.segments and "segments" in self.signs.kinds:
-            halves = list(zip(*(self.catalogue.halves(number) for number in asked[put].tolist()), strict=True))
+            halves = list(zip(*(self._heard(number) for number in asked[put].tolist()), strict=True))
             lifts = self.signs.segments.whole.lifts_of_new(Sequences.of([history.tolist()]), halves)
             signs[self.signs.kinds.index("segments"), put] = np.exp(lifts)
         return self.scale.lines(signs)
+
+    def _heard(self, number: int) -> tuple[str, str]:
+        """What segments know of an item that was put."""
+        return heard(self.config.rank.said, self.catalogue.title(number), *self.catalogue.halves(number))
 
     def _known(self, case: _Case) -> np.ndarray:
         """What the counts know of the history that the ranker reads: int64 (n,)."""

@@ -191,3 +191,15 @@ def test_more_pictures_than_are_held_at_a_time(prepare: Callable[..., Prepared],
     done = prepare(shop(colours), *FETCH, HERE, "data.fetch.at_a_time=32")
     assert done.counts["items_out"] == 231
     assert len({item["content_hash"] for item in done.rows("items")}) == 231
+
+
+def test_a_broken_name_of_a_detail_fails_its_product(prepare: Callable[..., Prepared]) -> None:
+    broken = json.dumps(BARE | {"parent_asin": "B02", "title": "Comb", "details": {"NAME": "x"}})
+    meta = lines(PRODUCT, broken.replace("NAME", "\\ud83d"))
+    files = {
+        "raw/meta_categories/meta_All_Beauty.jsonl": meta,
+        "raw/review_categories/All_Beauty.jsonl": lines(REVIEW),
+    }
+    done = prepare(files, "data.format=amazon")
+    assert (done.failure()["row"], done.failure()["error"]) == (2, "BrokenEncoding")
+    assert [item["item_id"] for item in done.rows("items")] == ["B01"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmsrarec_ray.config import load
 from mmsrarec_ray.data.images import ImageLimits, load_image
 from mmsrarec_ray.data.importers.base import RowError, clean_attribute, clean_id, clean_text
+from mmsrarec_ray.data.importers.tables import _milliseconds
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.errors import InputError
 from tests.data.conftest import CSV, ITEMS_CSV, Prepared, picture, prepare_folder
@@ -143,6 +146,60 @@ def test_broken_encoding_in_parquet(prepare: Callable[..., Prepared]) -> None:
     done = prepare({"items.parquet": items}, *settings)
     assert (done.failure()["row"], done.failure()["error"]) == (2, "BrokenEncoding")
     assert "title" in done.failure()["message"]
+
+
+def broken_words() -> pa.Array:
+    """Lists of words, the second with one that is not UTF-8."""
+    words = pa.Array.from_buffers(pa.string(), 3, pa.array([b"red", b"\xff", b"oak"], pa.binary()).buffers())
+    return pa.ListArray.from_arrays([0, 1, 2, 3], words)
+
+
+def test_broken_encoding_inside_a_list_fails_its_row(prepare: Callable[..., Prepared]) -> None:
+    items = pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"], "words": broken_words()})
+    settings = ("data.item_columns.text=null", "data.item_columns.image=null", "data.interactions=null")
+    done = prepare({"items.parquet": items}, *settings, "data.item_columns.attributes=[words]")
+    assert (done.failure()["row"], done.failure()["error"]) == (2, "BrokenEncoding")
+    assert "words" in done.failure()["message"]
+    assert {row["item_id"] for row in done.rows("items")} == {"a", "c"}
+
+
+def test_a_parquet_file_that_is_broken_further_on_is_named(prepare: Callable[..., Prepared]) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"item_id": [f"item {n:05}" for n in range(5_000)], "title": ["A"] * 5_000}), buffer)
+    content = bytearray(buffer.getvalue())
+    content[200:400] = b"\xff" * 200
+    settings = ("data.item_columns.text=null", "data.item_columns.image=null", "data.interactions=null")
+    with pytest.raises(Exception, match=r"items\.parquet: rows from 1 on cannot be read: "):
+        prepare({"items.parquet": bytes(content)}, *settings)
+
+
+LEAST = -(2**63)  # what tools write where there is no time
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "expected"),
+    [
+        (pa.array([LEAST, -1, 5], pa.int64()), "s", [None, None, 5_000]),
+        (pa.array([2**63, 2**64 - 1, 5], pa.uint64()), "s", [None, None, 5_000]),
+        (pa.array([LEAST, -999, 5_000], pa.int64()), "us", [None, None, 5]),
+        (pa.array([-1, -999_999, 5_000_000], pa.int64()), "ns", [None, None, 5]),
+        (pa.array([2**62, -1, 5], pa.timestamp("s")), "ms", [None, None, 5_000]),
+        (pa.array([-1, 2**62, 5_000], pa.timestamp("us", "UTC")), "s", [None, None, 5]),
+        (pa.array([-1, 2**31 - 1, 1], pa.date32()), "s", [None, None, 86_400_000]),
+    ],
+)
+def test_marks_for_no_time_are_no_time(times: pa.Array, unit: str, expected: list[int | None]) -> None:
+    assert _milliseconds(pa.chunked_array([times]), unit).to_pylist() == expected
+
+
+def test_broken_encoding_among_coded_values_fails_its_row(prepare: Callable[..., Prepared]) -> None:
+    words = pa.Array.from_buffers(pa.string(), 2, pa.array([b"good", b"\xff\xfe"], pa.binary()).buffers())
+    coded = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int32()), words)
+    items = pa.table({"item_id": ["a", "b", "c"], "title": coded})
+    settings = ("data.item_columns.text=null", "data.item_columns.image=null", "data.interactions=null")
+    done = prepare({"items.parquet": items}, *settings)
+    assert (done.failure()["row"], done.failure()["error"]) == (2, "BrokenEncoding")
+    assert {row["item_id"] for row in done.rows("items")} == {"a", "c"}
 
 
 def test_a_column_that_cannot_hold_ids_is_refused(prepare: Callable[..., Prepared]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmsrarec_ray.summarize.prompts import instruction, item_text, user_content
+from mmsrarec_ray.store import code_fingerprint
+from mmsrarec_ray.summarize.prompts import PROMPT_VERSION, instruction, item_text, user_content
 
 
 def test_the_instruction_comes_first_and_the_item_last() -> None:
@@ -39,3 +40,10 @@ def test_long_texts_are_cut_and_empty_parts_left_out() -> None:
     assert item_text("title", "x" * 50, 10, ()) == "title\nxxxx"
     assert item_text(None, " text ", 10, ()) == "text"
     assert item_text(" ", None, 10, ()) == ""
+
+
+def test_old_keywords_are_not_taken_over_unseen() -> None:
+    """These modules decide what is said of an item, and rows are taken over as long as PROMPT_VERSION stays. Where a
+    change makes other keywords, raise it; then put the new fingerprint here."""
+    decides = ("summarize/render", "summarize/prompts", "summarize/keywords", "data/images")
+    assert (PROMPT_VERSION, code_fingerprint(decides)) == ("1", "d39c1e192df7fecd9623")

@@ -181,13 +181,16 @@ def _finite(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _milliseconds(column: pa.ChunkedArray, unit: str) -> pa.ChunkedArray:
     """Int64 milliseconds since 1970; null where there is no time between 1970 and the year 10000."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        scaled = column.cast(pa.timestamp("ms", getattr(column.type, "tz", None)), safe=False).cast(pa.int64())
-    elif pa.types.is_integer(column.type):
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s" if pa.types.is_date32(column.type) else "ms"))
+    if pa.types.is_timestamp(column.type):
+        column, unit = column.cast(pa.int64()), column.type.unit
+    if pa.types.is_integer(column.type):
         whole = column.cast(pa.int64(), safe=False)
+        # Division rounds towards 0, and products wrap: marks for no time would become 1970.
+        whole = pc.if_else(pc.greater_equal(whole, 0), whole, None)
         if unit == "s":
-            small = pc.less(whole, _LATEST_MS)  # so that the product does not wrap
-            scaled = pc.multiply(pc.if_else(small, whole, None), 1000)
+            scaled = pc.multiply(pc.if_else(pc.less(whole, _LATEST_MS // 1000), whole, None), 1000)
         else:
             scaled = pc.divide(whole, _PER_SECOND[unit] // 1000)
     else:

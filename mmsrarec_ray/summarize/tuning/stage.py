@@ -11,7 +11,7 @@ from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.job import Outcome, Stage
 from mmsrarec_ray.models.engine import require_cpus
-from mmsrarec_ray.models.load import fingerprint, source
+from mmsrarec_ray.models.load import fingerprint, identity, source
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, Folder, Run
 from mmsrarec_ray.summarize.finish import parquet_files
@@ -49,6 +49,7 @@ class TuneSummarizer(Stage):
             "model": c.model.model_dump() | {"source": fingerprint(c.model)},
             "prompt": prompt_version(c),
             "tune_summarizer": c.tune_summarizer.model_dump(exclude=watched),
+            "judges": [identity(judge) for judge in (c.tune_summarizer.encoder, c.tune_summarizer.reference)],
             "workers": [c.train.workers, c.train.gpu],
             "images": [c.data.max_image_bytes, c.data.max_image_pixels],
         }
