@@ -48,7 +48,8 @@ def free_port() -> int:
 
 def _installed(name: str) -> Path | None:
     if found := shutil.which(name):
-        return Path(found).resolve()
+        whole = Path(found).resolve()  # its helpers lie beside it
+        return whole if whole.name == name else Path(found)  # Redis' programs are one file, that asks what it is called
     elsewhere = sorted(path for folder in _ELSEWHERE for path in Path("/").glob(f"{folder[1:]}/{name}"))
     return elsewhere[-1] if elsewhere else None
 

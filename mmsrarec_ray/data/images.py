@@ -15,6 +15,8 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import fs as pafs
 
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""Pillow's names of formats whose size is known before anything is decoded: an ICO, for one, is not."""
 WEB_ADDRESS = r"(?i)^https?://"  # a picture that has to be fetched before it can be read
 
 
@@ -89,7 +91,7 @@ def _open(content: bytes, limits: ImageLimits) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
         try:
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise ImageTooLarge(f"expected at most {limits.max_pixels} pixels: {error}") from None
         except Exception as error:  # a decoder may raise anything on a damaged file

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from mmsrarec_ray.store import Folder
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """The table as the bytes of a Parquet file."""
+def to_parquet(table: pa.Table, group: int | None = None) -> bytes:
+    """The table as the bytes of a Parquet file. group: rows that can only be read together, None: a million."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=group)
     return buffer.getvalue()
 
 
@@ -30,10 +30,11 @@ def read_parts(folder: Folder, columns: list[str]) -> pa.Table:
     return pa.concat_tables(tables) if tables else pa.table({name: pa.nulls(0) for name in columns})
 
 
-def write_part(folder: Folder, table: pa.Table, name_columns: list[str]) -> None:
-    """Write rows as one part, named by the hash of these columns in any row order. An empty table writes nothing."""
+def write_part(folder: Folder, table: pa.Table, name_columns: list[str], group: int | None = None) -> None:
+    """Write rows as one part, named by the hash of these columns in any row order. An empty table writes nothing.
+    group: as for `to_parquet`."""
     if table.num_rows == 0:
         return
     rows = sorted(map(repr, zip(*(table[column].to_pylist() for column in name_columns), strict=True)))
     digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
-    folder.write_bytes(f"part-{digest}.parquet", to_parquet(table))
+    folder.write_bytes(f"part-{digest}.parquet", to_parquet(table, group))

@@ -20,6 +20,7 @@ from mmsrarec_ray.data.schemas import INTERACTIONS, ITEMS, USERS
 from mmsrarec_ray.settings import Split
 from mmsrarec_ray.store import Folder
 
+_GROUP = 64  # items that are read together: who wants one picture reads as many
 _TIME_BINS = 1_000_000
 
 
@@ -160,7 +161,7 @@ def _write_items(
     table = table.append_column("split", pa.array(names, pa.string()))
     table = table.append_column("in_core", pc.is_in(table["item_id"], value_set=core))
     items = table.select(ITEMS.names).cast(ITEMS)
-    write_part(out / "items", items, ["item_id"])
+    write_part(out / "items", items, ["item_id"], _GROUP)
     on_the_web = pc.match_substring_regex(items["image_uri"], WEB_ADDRESS)
     counted = {
         "missing_images": pc.and_(pc.is_null(items["image"]), pc.is_null(items["image_uri"])),

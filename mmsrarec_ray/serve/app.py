@@ -111,7 +111,8 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     )
     async def picture(item_id: ItemId) -> Response:
         check_id(item_id, limits)
-        content = await asyncio.to_thread(pictures.thumbnail, item_id)
+        with service.admitted():
+            content = await asyncio.to_thread(pictures.thumbnail, item_id)
         if content is None:
             raise not_found("picture of item", item_id)
         return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ray.serve.handle import DeploymentHandle
 
-from mmsrarec_ray.errors import UsageError
+from mmsrarec_ray.errors import InputError, UsageError
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.serve.bundle import Bundle
 from mmsrarec_ray.serve.catalogue import LiveCatalogue
@@ -79,17 +79,24 @@ class RankerReplica:
         candidates: Sequence[str],
         evidence: Sequence[str],
         position: int,
-    ) -> list[float] | None:
+    ) -> list[float] | Literal["changing", "unfit"]:
         """p(yes) of each candidate. History, neighbours and candidates hold item ids that the retriever knew at that
         position; liked: what users of the same segments like; evidence: what is said of each candidate.
 
-        bundle: the retriever's; None where it is not this one's, while one takes the place of another.
+        bundle: the retriever's; `changing` where it is not this one's, while one takes the place of another, and where
+        the retriever has learnt of an item since; `unfit` where a question does not fit the model.
         """
         if bundle != self._version:
-            return None
+            return "changing"
         await self._feed.catch_up(position)
-        asked, near, offered = ([self._number(id) for id in items] for items in (history, neighbours, candidates))
-        return await self._engine.score(asked, near, liked, offered, evidence)
+        try:
+            asked, near, offered = ([self._number(id) for id in items] for items in (history, neighbours, candidates))
+        except KeyError:
+            return "changing"
+        try:
+            return await self._engine.score(asked, near, liked, offered, evidence)
+        except InputError:  # its own fault, and no reason to leave the ranker out for others
+            return "unfit"
 
     async def summarise(self, item: dict[str, Any]) -> tuple[list[str], list[str]]:
         """Keywords of the picture and of the text. Raises as `Engine.summarise`."""

@@ -17,15 +17,24 @@ class Feed:
     def __init__(self, store: Store, on_item: Callable[[Item], None], on_user: Callable[[str], None]):
         self._store, self._on_item, self._on_user = store, on_item, on_user
         self._position = 0
-        self._lock = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     async def catch_up(self, position: int) -> None:
-        """Returns when all up to this place is applied."""
-        if self._position >= position:
-            return
-        async with self._lock:
-            while self._position < position and (news := await asyncio.to_thread(self._read)):
-                self._apply(news)  # in the loop's own thread: nobody sees a half-made change
+        """Returns when all up to this place is applied.
+
+        Who waits may go; what is being read is applied all the same, so a replica that is far behind gets on however
+        short the deadlines are of those who ask it."""
+        while (before := self._position) < position:
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read_on())
+                self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits
+            await asyncio.shield(self._reading)
+            if self._position == before:
+                return
+
+    async def _read_on(self) -> None:
+        """A page."""
+        self._apply(await asyncio.to_thread(self._read))  # in the loop's own thread: nobody sees a half-made change
 
     def begin(self) -> None:
         """All there is by now, before the first request."""

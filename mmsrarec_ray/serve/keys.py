@@ -16,9 +16,12 @@ class Keys:
     """Who may read and who may write. Keys come from the environment of the process and are never shown."""
 
     def __init__(self, settings: Serve):
-        """Raises ConfigError where a variable is named and holds no key: a door that should be locked stays shut."""
+        """Raises ConfigError where a variable is named and holds no key: a door that should be locked stays shut;
+        and where there are keys for reading alone."""
         self._writers = _keys("serve.write_keys_env", settings.write_keys_env)
         self._readers = _keys("serve.read_keys_env", settings.read_keys_env)
+        if self._readers and not self._writers:
+            raise ConfigError("serve.read_keys_env: whoever may not read could write: set serve.write_keys_env too.")
 
     def check(self, key: str | None, write: bool) -> None:
         """Writers may read. Raises Refused."""

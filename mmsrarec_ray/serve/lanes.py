@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ from mmsrarec_ray.serve.finder import Found
 from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.settings import Serve
 
-Reason = Literal["late", "down", "busy", "changing"]
+Reason = Literal["late", "down", "busy", "changing", "unfit"]
+_LOG = logging.getLogger("ray.serve")
 LEAST_SECONDS = 0.001
 """With less left, nobody is asked any more."""
 
@@ -40,15 +42,17 @@ class Lane:
         try:
             user = found.history, found.neighbours, found.liked
             asked = ranker.score.remote(found.bundle, *user, ids, told, position)
-            scores = await within(asked, left)
+            scores: list[float] | Reason = await within(asked, left)
         except Exception as error:
-            reason = reason_of(error)
+            reason = reason_of(error, "ranker")
             # A deadline that the caller made short tells nothing of the ranker.
             if reason == "down" or (reason == "late" and left >= self._deadline_seconds / 2):
                 self.patience.failed(time.monotonic())
             return None, reason
         self.patience.succeeded()
-        return scores, None if scores is not None else "changing"
+        if isinstance(scores, str):
+            return None, scores
+        return scores, None
 
 
 def in_share(purpose: str, who: str, share: float) -> bool:
@@ -68,20 +72,14 @@ async def within(response: Any, seconds: float) -> Any:
         raise
 
 
-def of_ray(error: Exception) -> bool:
-    """Whether a deployment is late, gone or failed, rather than we ourselves."""
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import RayServeException
-
-    return isinstance(error, RayError | RayServeException | TimeoutError)
-
-
-def reason_of(error: Exception) -> Reason:
-    """Why a deployment did not answer. Raises the error where it is our own."""
+def reason_of(error: Exception, whom: str) -> Reason:
+    """Why a deployment did not answer. Whatever is raised while one is asked is its own: which class it comes as hangs
+    on how Ray Serve carries calls, and with gRPC it is that of the error itself."""
     from ray.serve.exceptions import BackPressureError
 
-    if not of_ray(error):
-        raise error
     if isinstance(error, BackPressureError):
         return "busy"
-    return "late" if isinstance(error, TimeoutError) else "down"
+    if isinstance(error, TimeoutError):
+        return "late"
+    _LOG.warning("the %s failed with %s", whom, type(error).__name__)  # no more: its text may hold a history
+    return "down"

@@ -47,7 +47,6 @@ CREATE TABLE mmsrarec.items (
     error text
 );
 CREATE INDEX ON mmsrarec.items (version) WHERE status = 'waiting';
-CREATE SEQUENCE mmsrarec.change_places;
 CREATE TABLE mmsrarec.changes (
     place bigint NOT NULL UNIQUE,
     kind text NOT NULL,
@@ -76,6 +75,12 @@ ON CONFLICT (event_id) DO NOTHING
 # one would never see it. So places are taken and read under advisory locks, which a transaction holds to its end.
 # Changes are few: their writers go one after the other, and readers need no lock. Events are many: their writers
 # share a lock, and a reader of events waits until none of them is under way.
+# Places of changes rise with the clock: a standby that takes over without the last changes gives none of theirs again,
+# which whoever has seen them would take for known.
+_NEXT = """
+SELECT greatest(coalesce(max(place), 0) + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+FROM mmsrarec.changes
+"""
 _MAKING, _CHANGES, _EVENTS = (7_305_800_000 + number for number in range(3))
 _DOWN = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
 _SESSION = f"""
@@ -184,6 +189,9 @@ class PostgresStore:
 
     def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
         with self._changing() as connection:
+            known = connection.execute(f"SELECT {_ITEM} FROM mmsrarec.items WHERE item_id = %s", (item_id,)).fetchone()
+            if known is not None and (item := _item(known)).holds(title, text, image):
+                return item
             version = _tell(connection, "item", item_id)
             _replace(connection, Item(item_id, version, "waiting", title, text, image))
         return Item(item_id, version, "waiting", title, text, image)
@@ -275,7 +283,7 @@ def _make(connection: psycopg.Connection, name: str) -> None:
 def _tell(connection: psycopg.Connection, kind: str, which: str) -> int:
     """Note a change, in place of the last one of the same: the table never outgrows what it tells of."""
     row = connection.execute(
-        "INSERT INTO mmsrarec.changes (place, kind, id) VALUES (nextval('mmsrarec.change_places'), %s, %s) "
+        f"INSERT INTO mmsrarec.changes (place, kind, id) VALUES (({_NEXT}), %s, %s) "
         "ON CONFLICT (kind, id) DO UPDATE SET place = EXCLUDED.place RETURNING place",
         (kind, which),
     ).fetchone()

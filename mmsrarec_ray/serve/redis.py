@@ -29,6 +29,8 @@ _DOWN = (
     redis.ReadOnlyError,
     redis.OutOfMemoryError,
 )
+_REFUSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY")
+"""How answers begin while it cannot write to its disk or to enough replicas, or has no master or no time."""
 _FORGOTTEN = 1_000  # events that one call of a script takes away: the server does nothing else meanwhile
 # The keys:
 #   mmsrarec:events              stream, `<place>-0`: event_id, event (JSON)
@@ -38,10 +40,15 @@ _FORGOTTEN = 1_000  # events that one call of a script takes away: the server do
 #   mmsrarec:waiting             sorted set, version: item_id
 #   mmsrarec:hidden              set of item_ids that are not ready
 #   mmsrarec:changes             sorted set, place: `<kind>:<id>`; so of the changes of the same, the last alone
+# Places of changes rise with the clock: a replica that takes over without the last changes gives none of theirs again,
+# which whoever has seen them would take for known.
 # A script is one step for all others: what it does is seen, and kept, as a whole or not at all.
 _TELL = """
 local function tell(kind, id)
-    local place = redis.call('INCR', 'mmsrarec:change_places')
+    local now = redis.call('TIME')
+    local last = tonumber(redis.call('GET', 'mmsrarec:change_places') or 0)
+    local place = math.max(last + 1, now[1] * 1000 + math.floor(now[2] / 1000))
+    redis.call('SET', 'mmsrarec:change_places', string.format('%.0f', place))
     redis.call('ZADD', 'mmsrarec:changes', place, kind .. ':' .. id)
     return place
 end
@@ -86,6 +93,16 @@ _REPLACE = (
     _TELL
     + """
 local item_id, status = ARGV[1], ARGV[2]
+if status == 'waiting' then
+    local known = redis.call('HMGET', 'mmsrarec:item:' .. item_id, 'status', 'title', 'text', 'image')
+    local same = known[1] == 'ready' or known[1] == 'waiting'
+    local given = {}
+    for n = 3, #ARGV, 2 do given[ARGV[n]] = ARGV[n + 1] end
+    for n, name in ipairs({'title', 'text', 'image'}) do
+        same = same and known[n + 1] == (given[name] or false)
+    end
+    if same then return 0 end
+end
 local version = tell('item', item_id)
 redis.call('DEL', 'mmsrarec:item:' .. item_id)
 redis.call('HSET', 'mmsrarec:item:' .. item_id, 'version', version, 'status', status, unpack(ARGV, 3))
@@ -143,7 +160,7 @@ class RedisStore:
         except _DOWN as error:
             raise StoreUnavailable(f"the store {self._name} does not answer: {error}") from error
         except redis.ResponseError as error:
-            if not str(error).startswith("MISCONF"):  # it could not write to its disk
+            if not str(error).startswith(_REFUSING):
                 raise
             raise StoreUnavailable(f"the store {self._name} does not answer: {error}") from error
 
@@ -187,7 +204,8 @@ class RedisStore:
         fields = [word for name, value in given.items() if value is not None for word in (name, value)]
         with self._answering():
             version = self._replace(args=(item_id, "waiting", *fields))
-        return Item(item_id, version, "waiting", title, text, image)
+        known = None if version else self.item(item_id)
+        return known or Item(item_id, version, "waiting", title, text, image)
 
     def set_keywords(self, item_id: str, version: int, image: Sequence[str], text: Sequence[str]) -> bool:
         words = {"image_keywords": image, "text_keywords": text}
@@ -232,6 +250,7 @@ class RedisStore:
 
     def check(self) -> None:
         with self._answering():
+            _check_durable(self._redis, self._name)
             self._redis.set("mmsrarec:checked", 1)
 
     def close(self) -> None:

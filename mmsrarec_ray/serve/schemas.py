@@ -102,7 +102,9 @@ class Recommendations(_Body):
     """By the ranker; else this is the order of retrieval."""
     degraded: bool
     """The ranker was asked for, and was late or down."""
-    degraded_reason: Literal["late", "down", "busy", "changing"] | None
+    degraded_reason: Literal["late", "down", "busy", "changing", "unfit"] | None
+    """`changing`: retriever and ranker do not know the same at the moment; `unfit`: the question is too long for the
+    model."""
     known_user: bool
     """Whether the bundle's log has the user."""
     history: list[str]

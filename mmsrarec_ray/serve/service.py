@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.background import BackgroundTasks
 
 from mmsrarec_ray.serve.finder import Candidate, Found, Wish
-from mmsrarec_ray.serve.lanes import LEAST_SECONDS, Lane, in_share, of_ray, reason_of, within
+from mmsrarec_ray.serve.lanes import LEAST_SECONDS, Lane, in_share, reason_of, within
 from mmsrarec_ray.serve.look import ItemView
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.refusal import Refused
@@ -122,7 +122,7 @@ class Service:
             try:
                 return lane, await within(lane.retriever.find.remote(wish, position), half)
             except Exception as error:
-                reason_of(error)  # raises what is our own
+                reason_of(error, "trial's retriever")
         return self.main, await self._asked(self.main.retriever.find, wish, position, until=until)
 
     def _known(self, request: RecommendationRequest) -> tuple[list[str], int]:
@@ -148,8 +148,7 @@ class Service:
         except StoreUnavailable:  # its own, which could not read on
             raise
         except Exception as error:
-            if not of_ray(error):
-                raise
+            reason_of(error, "retriever")
             headers = {"Retry-After": str(self.settings.retry_after_s)}
             raise Refused(503, "unavailable", "the retriever does not answer in time.", headers) from None
 
@@ -196,9 +195,8 @@ class Service:
         await _stored(CALL_SECONDS, self.store.put_item, item_id, title, text, image)
         try:
             await within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
-        except Exception as error:
-            if not of_ray(error):
-                raise  # else it goes on waiting: the summariser finds it by itself
+        except Exception as error:  # it goes on waiting: the summariser finds it by itself
+            reason_of(error, "summariser")
         item = await _stored(CALL_SECONDS, self.store.item, item_id)
         assert item is not None
         self.metrics.item(item.status)

@@ -82,7 +82,7 @@ class Shadow:
             asked = self.lane.retriever.find.remote(wish, answered.position)
             found: Found = await within(asked, self._seconds)
         except Exception as error:
-            return reason_of(error)
+            return reason_of(error, "shadow's retriever")
         if len(found.candidates) < 2:
             return "unknown"
         deadline = began + self._seconds

@@ -129,6 +129,11 @@ class SqliteStore:
 
     def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
         with self._write() as connection:
+            [known] = connection.execute(f"SELECT {_ITEM} FROM items WHERE item_id = ?", (item_id,)).fetchall() or [
+                None
+            ]
+            if known is not None and (item := _item(known)).holds(title, text, image):
+                return item
             version = _tell(connection, "item", item_id)
             connection.execute(
                 "INSERT OR REPLACE INTO items (item_id, version, status, title, text, image) VALUES (?,?,?,?,?,?)",

@@ -58,6 +58,10 @@ class Item:
     text_keywords: tuple[str, ...] = ()
     error: str | None = None
 
+    def holds(self, title: str | None, text: str | None, image: bytes | None) -> bool:
+        """Whether it has this content, and has keywords for it or waits for them."""
+        return self.status in ("ready", "waiting") and (self.title, self.text, self.image) == (title, text, image)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -93,7 +97,7 @@ class Store(Protocol):
         """Forget a user's events, and remember to leave the user out of the bundle; returns how many events went."""
 
     def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
-        """A new item, or new content of one: it waits for keywords."""
+        """A new item, or new content of one: it waits for keywords. One with the same content stays as it is."""
 
     def set_keywords(self, item_id: str, version: int, image: Sequence[str], text: Sequence[str]) -> bool:
         """The item is ready, unless it has changed since that version; returns whether it is."""

@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from mmsrarec_ray.config import load
-from mmsrarec_ray.data.images import ImageLimits, load_image
+from mmsrarec_ray.data.images import ImageLimits, UnreadableImage, check_image, load_image
 from mmsrarec_ray.data.importers.base import RowError, clean_attribute, clean_id, clean_text
 from mmsrarec_ray.data.importers.tables import _milliseconds
 from mmsrarec_ray.data.prepare import Prepare
@@ -146,6 +147,16 @@ def test_broken_encoding_in_parquet(prepare: Callable[..., Prepared]) -> None:
     done = prepare({"items.parquet": items}, *settings)
     assert (done.failure()["row"], done.failure()["error"]) == (2, "BrokenEncoding")
     assert "title" in done.failure()["message"]
+
+
+def test_a_picture_that_is_decoded_before_its_size_is_known_is_refused() -> None:
+    """Within an ICO lies a PNG, which Pillow decodes when it opens it, however large."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "ICO")
+    with pytest.raises(UnreadableImage, match="cannot identify image file"):
+        check_image(buffer.getvalue(), ImageLimits(10**6, 10**6))
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
+        check_image(picture(8, 8, kind=kind), ImageLimits(10**6, 10**6))
 
 
 def broken_words() -> pa.Array:

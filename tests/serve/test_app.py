@@ -72,6 +72,7 @@ class Ranker:
         self.version = version
         self.seconds, self.error, self.asked = 0.0, None, 0
         self.likes = 1.0  # -1: low numbers instead
+        self.unfit = ""  # a candidate that no question fits
         self.keywords: Any = (["red"], ["mug"])
 
     async def score(
@@ -86,10 +87,12 @@ class Ranker:
     ) -> Any:
         self.asked += 1
         if bundle != self.version:
-            return None
+            return "changing"
         await asyncio.sleep(self.seconds)
         if self.error:
             raise self.error
+        if self.unfit in candidates:
+            return "unfit"
         return [self.likes * int(item[1:]) / 10 if item[1:].isdigit() else 0.95 for item in candidates]
 
     async def summarise(self, item: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -104,12 +107,12 @@ class Ranker:
 class Dead:
     """A retriever whose process is gone, after a while."""
 
-    def __init__(self, seconds: float = 0.0):
-        self.seconds = seconds
+    def __init__(self, seconds: float = 0.0, error: Exception | None = None):
+        self.seconds, self.error = seconds, error or RayActorError()
 
     async def find(self, *wished: Any) -> Any:
         await asyncio.sleep(self.seconds)
-        raise RayActorError()
+        raise self.error
 
 
 class Counted:
@@ -231,7 +234,9 @@ def test_the_rankers_order_is_answered_with_scores_and_reasons(serve: Callable[.
     serve(scenario)
 
 
-@pytest.mark.parametrize(("broken", "reason"), [("slow", "late"), ("dead", "down"), ("full", "busy")])
+@pytest.mark.parametrize(
+    ("broken", "reason"), [("slow", "late"), ("dead", "down"), ("full", "busy"), ("failed", "down")]
+)
 def test_without_the_ranker_the_order_of_retrieval_is_answered(
     serve: Callable[..., None], broken: str, reason: str
 ) -> None:
@@ -239,7 +244,8 @@ def test_without_the_ranker_the_order_of_retrieval_is_answered(
 
     async def scenario(s: Served) -> None:
         s.ranker.seconds = 10.0 if broken == "slow" else 0.0
-        s.ranker.error = {"dead": RayActorError(), "full": BackPressureError(1, 1)}.get(broken)
+        errors = {"dead": RayActorError(), "full": BackPressureError(1, 1), "failed": KeyError("i0")}
+        s.ranker.error = errors.get(broken)  # the last: as gRPC hands on what a replica raised
         began = time.monotonic()
         answer = await s.recommend(history=["i0", "i1"], k=2)
         assert time.monotonic() - began < 2
@@ -292,6 +298,27 @@ def test_a_ranker_that_is_down_is_not_waited_for_again_and_again(serve: Callable
         assert not (await s.recommend(history=["i0"]))["degraded"]
 
     serve(scenario, "serve.deadline_ms=600", "serve.ranker_pause_ms=3000")
+
+
+def test_questions_that_do_not_fit_leave_the_ranker_to_others(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        s.ranker.unfit = "i7"
+        reasons = [(await s.recommend(history=["i0"], candidates=["i7"]))["degraded_reason"] for _ in range(7)]
+        assert reasons == ["unfit"] * 7
+        assert not (await s.recommend(history=["i0"], candidates=["i6"]))["degraded"]
+
+    serve(scenario)
+
+
+def test_a_failing_retriever_or_summariser_is_no_mistake_of_ours(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        s.handle.replica.keywords = RuntimeError("as gRPC hands it on")
+        answer = await s.client.put("/v1/items/new", json={"title": "Mug"})
+        assert (answer.status_code, answer.json()["status"]) == (202, "waiting")
+        s.lanes["main"].retriever.replica = Dead(error=KeyError("x"))
+        assert (await s.refused(503, "POST", "/v1/recommendations", json={"user_id": "a"}))["code"] == "unavailable"
+
+    serve(scenario)
 
 
 def test_whoever_wants_no_ranker_gets_retrieval_at_once(serve: Callable[..., None]) -> None:
@@ -638,6 +665,9 @@ def test_a_lock_without_a_key_stays_shut(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WRITERS", " , ")
     with pytest.raises(ConfigError, match=r"serve\.write_keys_env: expected API keys in .* WRITERS, got none"):
         Keys(world.config("serve.write_keys_env=WRITERS").serve)
+    monkeypatch.setenv("READERS", "r")
+    with pytest.raises(ConfigError, match=r"serve\.read_keys_env: .* set serve\.write_keys_env too"):
+        Keys(world.config("serve.read_keys_env=READERS").serve)
 
 
 def test_an_ingress_takes_more_than_it_works_on() -> None:
@@ -686,6 +716,7 @@ def test_the_page_runs_nothing_but_its_own(serve: Callable[..., None]) -> None:
 def test_the_page_shows_everything_once_it_has_a_key(
     serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("WRITERS", "w1")
     monkeypatch.setenv("READERS", "r1")
 
     def look(address: str) -> None:
@@ -712,7 +743,7 @@ def test_the_page_shows_everything_once_it_has_a_key(
             server.should_exit = True
             await running
 
-    serve(scenario, "serve.read_keys_env=READERS")
+    serve(scenario, "serve.write_keys_env=WRITERS", "serve.read_keys_env=READERS")
 
 
 def test_items_are_listed_and_found(serve: Callable[..., None]) -> None:

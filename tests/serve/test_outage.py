@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
+import redis
 
 from mmsrarec_ray.errors import ArtefactError, ConfigError
 from mmsrarec_ray.serve import postgres as postgres_store
@@ -181,6 +182,24 @@ def test_a_redis_that_does_not_let_itself_be_asked_is_refused() -> None:
     said = "does not tell whether it keeps what it accepts"
     with redis_server(rename_command='CONFIG" "') as server, pytest.raises(ConfigError, match=said):
         open_store(server.database(0))
+
+
+def test_a_redis_with_too_few_replicas_is_unavailable() -> None:
+    with redis_server() as server, closing(open_store(server.database(0))) as store:
+        with redis.Redis.from_url(server.database(0)) as client:
+            client.config_set("min-replicas-to-write", 1)
+        for write in (lambda: store.add_events([event(0)]), lambda: store.delete_user("u"), store.check):
+            with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+                write()
+
+
+def test_a_redis_that_no_longer_keeps_what_it_accepts_is_not_ready() -> None:
+    with redis_server() as server, closing(open_store(server.database(0))) as store:
+        store.check()
+        with redis.Redis.from_url(server.database(0)) as client:
+            client.config_set("appendfsync", "no")
+        with pytest.raises(ConfigError, match="appendfsync to be always, got no"):
+            store.check()
 
 
 def test_a_full_redis_is_unavailable_and_says_why() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +130,37 @@ def test_an_item_waits_and_is_ready(store: Store) -> None:
     assert [change.id for change in store.changes(before)] == ["new"]
 
 
+def test_the_same_content_again_changes_nothing(store: Store) -> None:
+    put = store.put_item("new", "Mug", None, b"png")
+    assert store.put_item("new", "Mug", None, b"png") == put
+    store.set_keywords("new", put.version, ["red"], ["mug"])
+    ready, place = store.item("new"), store.position()
+    assert store.put_item("new", "Mug", None, b"png") == ready
+    assert (store.item("new"), store.position(), store.hidden(["new"])) == (ready, place, set())
+    for other in (("Mug", "red", b"png"), ("Mug", None, None), ("Cup", None, b"png"), ("Mug", None, b"other")):
+        assert store.put_item("new", *other).status == "waiting"
+    failed = store.put_item("new", None, "text", None)
+    store.set_failed("new", failed.version, "no")
+    assert store.put_item("new", None, "text", None).status == "waiting"  # who puts it again wants it tried again
+    store.delete_item("new")
+    assert store.put_item("new", None, "text", None).status == "waiting"
+
+
+@pytest.mark.parametrize("address", ["postgres", "redis"], indirect=True)
+def test_places_of_changes_rise_with_the_clock(store: Store) -> None:
+    """A server that takes over without the last changes does not give their places to others."""
+    began = int(time.time() * 1000)
+    store.delete_user("u")
+    first = store.position()
+    assert began - 1_000 <= first <= time.time() * 1000 + 1_000
+    for number in range(50):
+        store.delete_user(f"u{number}")
+    places = [change.position for change in store.changes(0)]
+    assert len(set(places)) == 51
+    assert places == sorted(places)
+    assert places[0] == first
+
+
 def test_keywords_of_an_older_version_are_dropped(store: Store) -> None:
     old = store.put_item("new", "Mug", None, None)
     store.put_item("new", "Lamp", None, None)
@@ -232,6 +265,33 @@ def test_a_reader_that_was_away_learns_of_all_that_changed(store: Store, address
         store.set_keywords("new", put.version, ["red"], [])
         asyncio.run(feed.catch_up(store.position()))
         assert learnt == [("new", "ready")]
+
+
+def test_a_reader_far_behind_gets_on_although_nobody_waits_for_long(tmp_path: Path) -> None:
+    """Each who asks gives up before a page is read: it is applied all the same."""
+    learnt: list[str] = []
+    with closing(open_store(f"sqlite://{tmp_path}/store.sqlite")) as store:
+        for number in range(250):
+            store.delete_user(f"u{number:03}")
+        feed, read = Feed(store, lambda item: None, learnt.append), store.changes
+
+        def slowly(after: int, limit: int = 1_000) -> list[Change]:
+            time.sleep(0.2)
+            return read(after, limit)
+
+        store.changes = slowly  # type: ignore[method-assign]
+
+        async def ask() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await feed.catch_up(store.position())
+
+        async def main() -> None:
+            for _ in range(40):
+                await ask()
+
+        asyncio.run(main())
+    assert learnt == [f"u{number:03}" for number in range(250)]
 
 
 def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
