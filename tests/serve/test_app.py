@@ -730,6 +730,11 @@ def test_the_page_shows_everything_once_it_has_a_key(
             page.until("document.querySelector('#catalogue img')?.naturalWidth > 0")
             page.until("document.querySelectorAll('#recommended > li').length > 0")
             assert page.value("document.getElementById('users').children.length") > 0
+            page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+            inner, outer = (
+                f"document.getElementById('{name}').getBoundingClientRect()" for name in ("drop-text", "drop")
+            )
+            assert page.value(f"{inner}.left > {outer}.left && {inner}.right < {outer}.right")
 
     async def scenario(s: Served) -> None:
         port = free_port()
