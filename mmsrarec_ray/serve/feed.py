@@ -25,11 +25,14 @@ class Feed:
         Who waits may go; what is being read is applied all the same, so a replica that is far behind gets on however
         short the deadlines are of those who ask it."""
         while (before := self._position) < position:
-            if self._reading is None or self._reading.done():
+            anew = self._reading is None or self._reading.done()
+            if anew:
                 self._reading = asyncio.create_task(self._read_on())
                 self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits
+            assert self._reading is not None
             await asyncio.shield(self._reading)
-            if self._position == before:
+            # A reading that began before this was asked may have begun before the change was made.
+            if anew and self._position == before:
                 return
 
     async def _read_on(self) -> None:

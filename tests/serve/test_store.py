@@ -294,6 +294,33 @@ def test_a_reader_far_behind_gets_on_although_nobody_waits_for_long(tmp_path: Pa
     assert learnt == [f"u{number:03}" for number in range(250)]
 
 
+def test_a_change_that_is_made_while_another_reads_is_seen(tmp_path: Path) -> None:
+    """The page that is under way was read before it: it is not the last word."""
+    learnt: list[str] = []
+    with closing(open_store(f"sqlite://{tmp_path}/store.sqlite")) as store:
+        feed, read, made = Feed(store, lambda item: None, learnt.append), store.changes, threading.Event()
+
+        def early(after: int, limit: int = 1_000) -> list[Change]:
+            found = read(after, limit)
+            made.wait(20)
+            return found
+
+        store.changes = early  # type: ignore[method-assign]
+
+        async def main() -> None:
+            first = asyncio.create_task(feed.catch_up(1))
+            await asyncio.sleep(0.2)  # it has looked, and seen nothing
+            store.delete_user("u")
+            second = asyncio.create_task(feed.catch_up(store.position()))
+            await asyncio.sleep(0.2)
+            made.set()
+            await second
+            await first
+
+        asyncio.run(main())
+    assert learnt == ["u"]
+
+
 def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
     begin = threading.Barrier(6)
 
