@@ -230,15 +230,8 @@ class MmsraRecRecipe(RetrievalRecipe):
         *RetrievalRecipe.code,
         *("methods/mmsrarec", "rank/score", "rank/answers", "rank/ask", "rank/catalogue", "rank/evidence"),
         *("rank/prompts", "models/engine", "models/load", "models/lora", "summarize/prompts", "data/images"),
-        *(
-            "data/frames",
-            "rank/segments",
-            "rank/contexts",
-            "retrieve/segments",
-            "retrieve/contexts",
-            "retrieve/moments",
-        ),
-        "summarize/published",
+        *("data/frames", "rank/segments", "rank/contexts", "retrieve/segments", "retrieve/contexts"),
+        *("retrieve/moments", "summarize/published"),
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 
@@ -270,9 +263,7 @@ class MmsraRecRecipe(RetrievalRecipe):
         retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
         seconds = sum(inputs[name].manifest.seconds for name in needs)
         recommender, answers = inputs["recommender"].folder, self.answers(inputs)
-        segments = read_segments(
-            c, log.items, inputs["dataset"].folder, inputs["keywords"].folder, inputs["recommender"].folder
-        )
+        segments = read_segments(c, log.items, inputs["dataset"].folder, inputs["keywords"].folder, recommender)
         adapter = (recommender / ADAPTER).path
         blends = set(OURS[1:]).intersection(c.evaluate.methods)
         ahead = partial(learnt_from, settings=c.methods.blend, seed=seed) if blends else None

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from mmsrarec_ray.rank.catalogue import Catalogue, Said, line
 from mmsrarec_ray.serve.keywords import words_of
 from mmsrarec_ray.serve.store import Item
+
+
+def place_of(ids: pa.Array, item_id: str) -> int | None:
+    """Where an id stands among sorted ones: in the order of their bytes, which is that of their characters."""
+    place = bisect.bisect_left(range(len(ids)), item_id, key=lambda number: ids[number].as_py())
+    return place if place < len(ids) and ids[place].as_py() == item_id else None
 
 
 class LiveCatalogue:
@@ -39,9 +46,7 @@ class LiveCatalogue:
         """None of an item that nobody knows."""
         if item_id in self._numbers:
             return self._numbers[item_id]
-        ids = self.base.ids  # in the order of their bytes, which is that of their characters
-        place = bisect.bisect_left(range(self.known), item_id, key=lambda number: ids[number].as_py())
-        return place if place < self.known and ids[place].as_py() == item_id else None
+        return place_of(self.base.ids, item_id)
 
     def id(self, number: int) -> str:
         return self.base.ids[number].as_py() if number < self.known else self._ids[number - self.known]

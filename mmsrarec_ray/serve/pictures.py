@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from bisect import bisect_left
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
+from mmsrarec_ray.serve.catalogue import place_of
 from mmsrarec_ray.serve.store import Store
 from mmsrarec_ray.store import Folder
 
@@ -36,9 +36,8 @@ class _Rows:
 
     def find(self, item_id: str) -> dict[str, Any] | None:
         """Its `image` and `image_uri`; None of an item that is not there."""
-        ids = self._ids  # in the order of their bytes, which is that of their characters
-        place = bisect_left(range(len(ids)), item_id, key=lambda number: ids[number].as_py())
-        if place == len(ids) or ids[place].as_py() != item_id:
+        place = place_of(self._ids, item_id)
+        if place is None:
             return None
         file, row = self._open(self._files[self._file[place]]), int(self._row[place])
         for group in range(file.num_row_groups):
