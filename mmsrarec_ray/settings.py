@@ -79,6 +79,9 @@ class Data(Settings):
     interactions: str | None = "interactions.parquet"
     """`tables`, `huggingface`: the interactions, likewise; null: a catalogue without interactions. `events`: the lines
     that our API wrote, .jsonl files."""
+    deletions: str | None = None
+    """A file of JSON lines below `data.path`: users and items that were deleted, which are left out, as
+    `mmsrarec_ray.serve.export deletions` writes them."""
     covers: str | None = None
     """`microlens`: the folder with a picture `<item>.jpg` for each item, below `data.path`; null: `covers` or the
     release's own, where there is one."""

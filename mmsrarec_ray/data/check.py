@@ -131,27 +131,39 @@ class Staging:
 Convert = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def check_items(
-    block: pa.Table, convert: Convert, limits: ImageLimits, fetch: FetchRules | None, staging: Staging
-) -> Iterator[pa.Table]:
+@dataclass(frozen=True)
+class ItemRules:
+    """What an item must fulfil. fetch: None where pictures on the web stay there; gone: reference to `Deletions`."""
+
+    convert: Convert
+    limits: ImageLimits
+    fetch: FetchRules | None
+    gone: ray.ObjectRef
+
+
+def check_items(block: pa.Table, rules: ItemRules, staging: Staging) -> Iterator[pa.Table]:
     """Check a block of raw items and stage the good ones; gives their places (`PLACES`).
 
-    Pictures are checked by their header. fetch: None where those on the web stay there.
+    Pictures are checked by their header.
     """
-    rows = _FETCHED_ROWS if fetch else max(1, block.num_rows)
+    rows = _FETCHED_ROWS if rules.fetch else max(1, block.num_rows)
     for start in range(0, max(1, block.num_rows), rows):
-        yield _check_items(block.slice(start, rows), convert, limits, fetch, staging)
+        yield _check_items(block.slice(start, rows), rules, staging)
 
 
-def _check_items(
-    block: pa.Table, convert: Convert, limits: ImageLimits, fetch: FetchRules | None, staging: Staging
-) -> pa.Table:
+def _check_items(block: pa.Table, rules: ItemRules, staging: Staging) -> pa.Table:
     staging.count("items", block)
-    rows = [_convert(raw, convert) for raw in block.to_pylist()]
-    fetched = _fetch(rows, fetch) if fetch else {}
+    converted = [_convert(raw, rules.convert) for raw in block.to_pylist()]
+    gone = pc.is_in(
+        pa.array([row.item["item_id"] for row in converted], pa.string()), value_set=ray.get(rules.gone).items
+    )
+    staging.count("deleted items", block.filter(gone))
+    block = block.filter(pc.invert(gone))
+    rows = [row for row, is_gone in zip(converted, gone.to_pylist(), strict=True) if not is_gone]
+    fetched = _fetch(rows, rules.fetch) if rules.fetch else {}
     for row in rows:
         if not row.problem:
-            _check_picture(row, fetched, limits)
+            _check_picture(row, fetched, rules.limits)
     bad = [number for number, row in enumerate(rows) if row.problem]
     ids = pa.array([rows[number].item["item_id"] for number in bad], pa.string())
     places = block.select(["source", "row"]).take(pa.array(bad, pa.int64()))
@@ -209,14 +221,21 @@ def _check_picture(row: _Row, fetched: Mapping[str, bytes | FetchError], limits:
 
 
 def check_interactions(
-    block: pa.Table, convert: Callable[[pa.Table], pa.Table], items: ray.ObjectRef, staging: Staging
+    block: pa.Table,
+    convert: Callable[[pa.Table], pa.Table],
+    items: ray.ObjectRef,
+    gone: ray.ObjectRef,
+    staging: Staging,
 ) -> pa.Table:
     """Check a block of raw interactions; gives the good ones (`STAGED_INTERACTIONS`, or `STAGED_EVENTS`).
 
-    items: reference to the known ids, a string array.
+    items: reference to the known ids, a string array; gone: to `Deletions`.
     """
     rows = convert(block)
     staging.count("interactions", rows)
+    deleted = ray.get(gone).of_interactions(rows)
+    staging.count("deleted", rows.filter(deleted))
+    rows = rows.filter(pc.invert(deleted))
     problem = rows["problem"]
     for name in ("user_id", "item_id"):
         missing = pc.equal(pc.fill_null(rows[name], ""), "")

@@ -22,6 +22,7 @@ import ray
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.check import (
     PLACES,
+    ItemRules,
     Staging,
     check_interactions,
     check_items,
@@ -29,6 +30,7 @@ from mmsrarec_ray.data.check import (
     failures,
     write_failures,
 )
+from mmsrarec_ray.data.deletions import Deletions
 from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.images import ImageLimits
 from mmsrarec_ray.data.importers import open_import
@@ -54,7 +56,7 @@ class Prepare(Stage):
     artefact: ClassVar[str] = "dataset"
     code: ClassVar[tuple[str, ...]] = (
         *("data/importers", "data/read", "data/check", "data/images", "data/partition", "data/splits", "data/frames"),
-        *("data/prepare", "data/publish", "data/schemas", "data/parts", "data/impressions", "fetch"),
+        *("data/prepare", "data/publish", "data/schemas", "data/parts", "data/impressions", "data/deletions", "fetch"),
     )
 
     def requires(self) -> list[Stage]:
@@ -74,6 +76,9 @@ class Prepare(Stage):
                 raise ConfigError("split.users: 'time' needs interactions with timestamps. These have an order only.")
             if data.min_weight is not None and not found.weighted:
                 raise ConfigError("data.min_weight: needs data.interaction_columns.weight, or a format with ratings.")
+            _deletions(data, Folder.at(data.path), found)
+        elif data.deletions is not None:
+            raise ConfigError("data.deletions: needs data.path, below which the file lies.")
 
     def sources(self) -> dict[str, str]:
         if self.config.data.path is None:
@@ -85,7 +90,8 @@ class Prepare(Stage):
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         out.clear()
         folder = inputs["shop"].folder if "shop" in inputs else Folder.at(str(self.config.data.path))
-        work = _Work(self.config, open_import(_data(self.config), folder), out)
+        source = open_import(_data(self.config), folder)
+        work = _Work(self.config, source, _deletions(self.config.data, folder, source), out)
         work.items()
         work.interactions()
         counts, metrics = work.publish()
@@ -101,6 +107,13 @@ def _data(config: Config) -> Any:
     return config.data.model_copy(update={"items": "items", "interactions": "interactions", "timestamp_unit": "ms"})
 
 
+def _deletions(data: Data, folder: Folder, source: Import) -> Deletions:
+    """What is to be left out. Raises InputError."""
+    if data.deletions is None:
+        return Deletions.none()
+    return Deletions.read(folder, data.deletions, timed=source.ordered_by == "time")
+
+
 def _fetch_rules(data: Data) -> FetchRules | None:
     """None where pictures on the web stay there."""
     fetch = data.fetch
@@ -113,9 +126,9 @@ def _fetch_rules(data: Data) -> FetchRules | None:
 class _Work:
     """One run of the stage: what it found so far."""
 
-    def __init__(self, config: Config, source: Import, out: Folder):
+    def __init__(self, config: Config, source: Import, deletions: Deletions, out: Folder):
         self.config, self.source, self.out = config, source, out
-        self.staging = Staging(out)
+        self.staging, self.gone = Staging(out), ray.put(deletions)
         self.failed, self.partitions = self.staging.failures, out / "staging" / "interactions"
         self.counts = Counter[str]()
         self.lost = np.zeros(0, np.int64)  # order numbers of items whose id stood before
@@ -125,9 +138,8 @@ class _Work:
         """Check the items and stage them in parts; find ids that come twice."""
         data = self.config.data
         limits = ImageLimits(data.max_image_bytes, data.max_image_pixels)
-        checked = map_tables(
-            self.source.items.blocks(), check_items, self.source.item, limits, _fetch_rules(data), self.staging
-        )
+        rules = ItemRules(self.source.item, limits, _fetch_rules(data), self.gone)
+        checked = map_tables(self.source.items.blocks(), check_items, rules, self.staging)
         tables = (table.select(PLACES.names).cast(PLACES) for table in iter_tables(checked))
         places = pa.concat_tables([PLACES.empty_table(), *tables])
         later, first = duplicates(places)
@@ -157,7 +169,8 @@ class _Work:
             return
         data = self.config.data
         blocks, ids = self.source.interactions.blocks(), ray.put(self.ids)
-        checked = map_tables(blocks, check_interactions, self.source.interaction_table, ids, self.staging).materialize()
+        table = self.source.interaction_table
+        checked = map_tables(blocks, check_interactions, table, ids, self.gone, self.staging).materialize()
         if checked.count() == 0:
             return
         parts = by_user(checked, data.rows_per_partition)
@@ -200,9 +213,11 @@ class _Work:
         }
         if self.source.events:
             counts |= {"filtered_duplicates": read["duplicates"], "filtered_impressions": read["impressions"]}
-        for table in ("items", "interactions"):
-            filtered = sum(counts[name] for name in counts if name.startswith("filtered") and table == "interactions")
-            if counts[f"{table}_in"] != counts[f"{table}_out"] + counts[f"{table}_failed"] + filtered:
+        if self.config.data.deletions is not None:
+            counts |= {"filtered_deleted": read["deleted"], "items_deleted": read["deleted items"]}
+        filtered = sum(count for name, count in counts.items() if name.startswith("filtered"))
+        for table, left_out in (("items", read["deleted items"]), ("interactions", filtered)):
+            if counts[f"{table}_in"] != counts[f"{table}_out"] + counts[f"{table}_failed"] + left_out:
                 raise RuntimeError(f"the counts of {table} do not add up: {counts}")
         return counts
 

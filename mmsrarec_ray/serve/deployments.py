@@ -156,7 +156,10 @@ class SummariserReplica:
 
     async def _summarise(self, item_id: str) -> None:
         """Until it waits no longer: it may be changed while its keywords are written."""
-        while (item := await asyncio.to_thread(self._store.item, item_id)) and item.status == "waiting":
+        while True:
+            item = (await asyncio.to_thread(self._store.items, [item_id])).get(item_id)
+            if item is None or item.status != "waiting":
+                return
             await self._write(item)
 
     async def _write(self, item: Item) -> None:

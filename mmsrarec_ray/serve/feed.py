@@ -54,5 +54,6 @@ class Feed:
 
     def _read(self) -> list[tuple[int, str, Item | str]]:
         changes = self._store.changes(self._position, _PAGE)
-        found = [(each, self._store.item(each.id) if each.kind == "item" else each.id) for each in changes]
+        items = self._store.items([each.id for each in changes if each.kind == "item"])
+        found = [(each, items.get(each.id) if each.kind == "item" else each.id) for each in changes]
         return [(each.position, each.kind, value) for each, value in found if value is not None]

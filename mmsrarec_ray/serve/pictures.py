@@ -61,7 +61,7 @@ class Pictures:
 
     def thumbnail(self, item_id: str) -> bytes | None:
         """A PNG of at most 192 pixels a side; None of an item without a picture that can be shown."""
-        item = self._store.item(item_id)
+        item = self._store.items([item_id]).get(item_id)
         if item is None:
             return self._of_bundle(item_id)
         return self._shrunk({"image": item.image, "image_uri": None}) if item.status != "deleted" else None

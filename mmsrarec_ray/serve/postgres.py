@@ -75,8 +75,8 @@ ON CONFLICT (event_id) DO NOTHING
 # one would never see it. So places are taken and read under advisory locks, which a transaction holds to its end.
 # Changes are few: their writers go one after the other, and readers need no lock. Events are many: their writers
 # share a lock, and a reader of events waits until none of them is under way.
-# Places of changes rise with the clock: a standby that takes over without the last changes gives none of theirs again,
-# which whoever has seen them would take for known.
+# Places of changes rise with the clock. So a standby that takes over without the last changes gives none of theirs
+# again, which whoever has seen them would take for known; and a place tells when somebody was deleted.
 _NEXT = """
 SELECT greatest(coalesce(max(place), 0) + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
 FROM mmsrarec.changes
@@ -219,9 +219,9 @@ class PostgresStore:
         with self._changing() as connection:
             _replace(connection, Item(item_id, _tell(connection, "item", item_id), "deleted"))
 
-    def item(self, item_id: str) -> Item | None:
-        rows = self._rows(f"SELECT {_ITEM} FROM mmsrarec.items WHERE item_id = %s", (item_id,))
-        return _item(rows[0]) if rows else None
+    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
+        rows = self._rows(f"SELECT {_ITEM} FROM mmsrarec.items WHERE item_id = ANY(%s)", (list(item_ids),))
+        return {row[0]: _item(row) for row in rows}
 
     def waiting(self, limit: int = 100) -> list[str]:
         rows = self._rows(

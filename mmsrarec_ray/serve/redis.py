@@ -40,8 +40,8 @@ _FORGOTTEN = 1_000  # events that one call of a script takes away: the server do
 #   mmsrarec:waiting             sorted set, version: item_id
 #   mmsrarec:hidden              set of item_ids that are not ready
 #   mmsrarec:changes             sorted set, place: `<kind>:<id>`; so of the changes of the same, the last alone
-# Places of changes rise with the clock: a replica that takes over without the last changes gives none of theirs again,
-# which whoever has seen them would take for known.
+# Places of changes rise with the clock. So a replica that takes over without the last changes gives none of theirs
+# again, which whoever has seen them would take for known; and a place tells when somebody was deleted.
 # A script is one step for all others: what it does is seen, and kept, as a whole or not at all.
 _TELL = """
 local function tell(kind, id)
@@ -204,8 +204,8 @@ class RedisStore:
         fields = [word for name, value in given.items() if value is not None for word in (name, value)]
         with self._answering():
             version = self._replace(args=(item_id, "waiting", *fields))
-        known = None if version else self.item(item_id)
-        return known or Item(item_id, version, "waiting", title, text, image)
+        known = {} if version else self.items([item_id])
+        return known.get(item_id) or Item(item_id, version, "waiting", title, text, image)
 
     def set_keywords(self, item_id: str, version: int, image: Sequence[str], text: Sequence[str]) -> bool:
         words = {"image_keywords": image, "text_keywords": text}
@@ -223,10 +223,12 @@ class RedisStore:
         with self._answering():
             self._replace(args=(item_id, "deleted"))
 
-    def item(self, item_id: str) -> Item | None:
-        with self._answering():
-            fields = self._redis.hgetall(f"mmsrarec:item:{item_id}")
-        return _item(item_id, fields) if fields else None
+    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
+        with self._answering(), self._redis.pipeline(transaction=False) as asked:
+            for item_id in item_ids:
+                asked.hgetall(f"mmsrarec:item:{item_id}")
+            found = asked.execute()
+        return {item_id: _item(item_id, fields) for item_id, fields in zip(item_ids, found, strict=True) if fields}
 
     def waiting(self, limit: int = 100) -> list[str]:
         with self._answering():

@@ -197,14 +197,14 @@ class Service:
             await within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
         except Exception as error:  # it goes on waiting: the summariser finds it by itself
             reason_of(error, "summariser")
-        item = await _stored(CALL_SECONDS, self.store.item, item_id)
+        item = await self._stored_item(item_id)
         assert item is not None
         self.metrics.item(item.status)
         return item
 
     async def item(self, item_id: str) -> ItemOut:
         """Raises Refused (404)."""
-        stored = await _stored(CALL_SECONDS, self.store.item, item_id)
+        stored = await self._stored_item(item_id)
         if stored is not None and stored.status != "deleted":
             return stored_item(stored)
         if stored is None:
@@ -213,6 +213,10 @@ class Service:
             if view is not None:
                 return _item(view)
         raise not_found("item", item_id)
+
+    async def _stored_item(self, item_id: str) -> Item | None:
+        """None of one that was never put or deleted here."""
+        return (await _stored(CALL_SECONDS, self.store.items, [item_id])).get(item_id)
 
     async def items(self, query: str, offset: int, limit: int) -> ItemsPage:
         position = await _stored(CALL_SECONDS, self.store.position)

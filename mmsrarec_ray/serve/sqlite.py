@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS items (
 );
 CREATE INDEX IF NOT EXISTS items_waiting ON items (version) WHERE status = 'waiting';
 CREATE TABLE IF NOT EXISTS changes (
-    place INTEGER PRIMARY KEY AUTOINCREMENT,
+    place INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
     id TEXT NOT NULL,
     UNIQUE (kind, id)
@@ -165,9 +165,9 @@ class SqliteStore:
                 "INSERT OR REPLACE INTO items (item_id, version, status) VALUES (?, ?, 'deleted')", (item_id, version)
             )
 
-    def item(self, item_id: str) -> Item | None:
-        rows = self._rows(f"SELECT {_ITEM} FROM items WHERE item_id = ?", (item_id,))
-        return _item(rows[0]) if rows else None
+    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
+        query = f"SELECT {_ITEM} FROM items WHERE item_id IN (SELECT value FROM json_each(?))"
+        return {row[0]: _item(row) for row in self._rows(query, (json.dumps(list(item_ids)),))}
 
     def waiting(self, limit: int = 100) -> list[str]:
         rows = self._rows("SELECT item_id FROM items WHERE status = 'waiting' ORDER BY version LIMIT ?", (limit,))
@@ -213,9 +213,13 @@ def _use_log(connection: sqlite3.Connection) -> None:
 
 def _tell(connection: sqlite3.Connection, kind: str, which: str) -> int:
     """Note a change, in place of the last one of the same: the table never outgrows what it tells of."""
-    connection.execute("DELETE FROM changes WHERE kind = ? AND id = ?", (kind, which))
-    place = connection.execute("INSERT INTO changes (kind, id) VALUES (?, ?)", (kind, which)).lastrowid
-    assert place is not None
+    [(last,)] = connection.execute("SELECT coalesce(max(place), 0) FROM changes")
+    place = max(last + 1, time.time_ns() // 1_000_000)
+    connection.execute(
+        "INSERT INTO changes (place, kind, id) VALUES (?, ?, ?) "
+        "ON CONFLICT (kind, id) DO UPDATE SET place = excluded.place",
+        (place, kind, which),
+    )
     return place
 
 

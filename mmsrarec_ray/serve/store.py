@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -65,7 +65,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Change:
-    """Something replicas must learn of: an item or a user changed. Of several changes of the same, the last is told."""
+    """Something replicas must learn of: an item or a user changed. Of several changes of the same, the last is told.
+
+    position: milliseconds since 1970 when it was made, or a little later: positions are never given twice, and rise.
+    """
 
     position: int
     kind: Literal["item", "user"]
@@ -108,8 +111,8 @@ class Store(Protocol):
     def delete_item(self, item_id: str) -> None:
         """From now on it may never be shown, whether the store or the bundle has it."""
 
-    def item(self, item_id: str) -> Item | None:
-        """None of one that was never put or deleted here."""
+    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
+        """By id, without those that were never put or deleted here."""
 
     def waiting(self, limit: int = 100) -> list[str]:
         """Ids of items without keywords, the longest waiting first."""
@@ -174,10 +177,3 @@ def resolved(address: str) -> str:
         "serve.store: expected 'sqlite:///' and an absolute path, 'postgresql://…', 'redis://…' or 'env:' and the name "
         f"of an environment variable, got {shown(address)!r}."
     )
-
-
-def export(store: Store, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """All events after a place, as rows for JSON lines, each with its place."""
-    while batch := store.events(after):
-        for after, event in batch:
-            yield after, event.row()

@@ -25,7 +25,7 @@ LOG_CSV = "user_id,item_id,timestamp\nu,a,10\nu,b,20\nv,c,15\n"
 
 def assert_counts_add_up(counts: dict[str, int]) -> None:
     filtered = sum(count for name, count in counts.items() if name.startswith("filtered"))
-    assert counts["items_in"] == counts["items_out"] + counts["items_failed"]
+    assert counts["items_in"] == counts["items_out"] + counts["items_failed"] + counts.get("items_deleted", 0)
     assert counts["interactions_in"] == counts["interactions_out"] + counts["interactions_failed"] + filtered
 
 

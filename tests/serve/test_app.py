@@ -500,7 +500,7 @@ def test_an_item_that_changes_while_it_is_read_is_read_again(serve: Callable[...
         first = asyncio.create_task(s.client.put("/v1/items/x", json={"title": "Mug"}))
         await began.wait()
         second = asyncio.create_task(s.client.put("/v1/items/x", json={"title": "Lamp"}))
-        while (item := s.store.item("x")) is None or item.title != "Lamp":
+        while (item := s.store.items(["x"]).get("x")) is None or item.title != "Lamp":
             await asyncio.sleep(0.01)
         go_on.set()
         for made in (await first, await second):
@@ -591,7 +591,7 @@ def test_a_wrong_item_is_told_what_is_wrong(
 ) -> None:
     async def scenario(s: Served) -> None:
         assert said in (await s.refused(422, "PUT", path, json=body))["message"]
-        assert s.store.item("x") is None
+        assert s.store.items(["x"]).get("x") is None
 
     serve(scenario, *LIMITS)
 

@@ -31,7 +31,7 @@ async def refused(s: Served, address: str, code: str, reason: str) -> None:
     error = await s.refused(422, "PUT", "/v1/items/x", json={"title": "Mug", "image_uri": address})
     assert error["code"] == code
     assert reason in error["message"]
-    assert s.store.item("x") is None
+    assert s.store.items(["x"]).get("x") is None
 
 
 def test_a_picture_is_fetched_and_kept(serve: Callable[..., None], web: Web) -> None:  # noqa: F811
@@ -41,7 +41,7 @@ def test_a_picture_is_fetched_and_kept(serve: Callable[..., None], web: Web) -> 
     async def scenario(s: Served) -> None:
         made = await s.client.put("/v1/items/x", json={"image_uri": address})
         assert (made.status_code, made.json()["status"]) == (200, "ready")
-        stored = s.store.item("x")
+        stored = s.store.items(["x"]).get("x")
         assert stored is not None
         assert stored.image == PICTURE
         assert web.asked == ["/a.png", "/b.png"]

@@ -17,15 +17,16 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from mmsrarec_ray.addresses import holds_password, shown
 from mmsrarec_ray.config import load
 from mmsrarec_ray.errors import ArtefactError, ConfigError
-from mmsrarec_ray.serve.export import main
+from mmsrarec_ray.serve import export
 from mmsrarec_ray.serve.feed import Feed
 from mmsrarec_ray.serve.sqlite import SqliteStore
-from mmsrarec_ray.serve.store import Change, Event, Store, export, open_store
+from mmsrarec_ray.serve.store import Change, Event, Store, open_store
 from tests.databases import PASSWORD
 
 _DATABASES = count()
@@ -73,7 +74,7 @@ def test_events_of_the_same_time_keep_the_order_they_came_in(store: Store) -> No
 def test_exported_rows_have_the_fields_of_the_format(store: Store) -> None:
     shown = event(1, kind="impression", weight=0.5, request_id="r", rank=3, bundle="b")
     store.add_events([shown, event(2)])
-    rows = [row for _, row in export(store)]
+    rows = [row for _, row in export.events(store)]
     assert rows[0] == {
         "event_id": "e1",
         "kind": "impression",
@@ -93,8 +94,8 @@ def test_exported_rows_have_the_fields_of_the_format(store: Store) -> None:
         "item_id": "",
         "timestamp": 0,
     }
-    [(place, _), _] = list(export(store))
-    assert [row["event_id"] for _, row in export(store, after=place)] == ["e2"]
+    [(place, _), _] = list(export.events(store))
+    assert [row["event_id"] for _, row in export.events(store, after=place)] == ["e2"]
 
 
 def test_a_deleted_user_leaves_nothing_but_that_it_was_deleted(store: Store) -> None:
@@ -121,7 +122,7 @@ def test_an_item_waits_and_is_ready(store: Store) -> None:
     assert store.hidden(["new", "of-the-bundle"]) == {"new"}
     before = store.position()
     assert store.set_keywords("new", put.version, ["red"], ["mug", "acme"])
-    item = store.item("new")
+    item = store.items(["new"]).get("new")
     assert item is not None
     assert (item.status, item.image_keywords, item.text_keywords) == ("ready", ("red",), ("mug", "acme"))
     assert (item.title, item.text, item.image) == ("Mug", "red", b"png")
@@ -134,9 +135,9 @@ def test_the_same_content_again_changes_nothing(store: Store) -> None:
     put = store.put_item("new", "Mug", None, b"png")
     assert store.put_item("new", "Mug", None, b"png") == put
     store.set_keywords("new", put.version, ["red"], ["mug"])
-    ready, place = store.item("new"), store.position()
+    ready, place = store.items(["new"]).get("new"), store.position()
     assert store.put_item("new", "Mug", None, b"png") == ready
-    assert (store.item("new"), store.position(), store.hidden(["new"])) == (ready, place, set())
+    assert (store.items(["new"]).get("new"), store.position(), store.hidden(["new"])) == (ready, place, set())
     for other in (("Mug", "red", b"png"), ("Mug", None, None), ("Cup", None, b"png"), ("Mug", None, b"other")):
         assert store.put_item("new", *other).status == "waiting"
     failed = store.put_item("new", None, "text", None)
@@ -146,7 +147,6 @@ def test_the_same_content_again_changes_nothing(store: Store) -> None:
     assert store.put_item("new", None, "text", None).status == "waiting"
 
 
-@pytest.mark.parametrize("address", ["postgres", "redis"], indirect=True)
 def test_places_of_changes_rise_with_the_clock(store: Store) -> None:
     """A server that takes over without the last changes does not give their places to others."""
     began = int(time.time() * 1000)
@@ -167,7 +167,7 @@ def test_keywords_of_an_older_version_are_dropped(store: Store) -> None:
     assert not store.set_keywords("new", old.version, [], ["mug"])
     assert not store.set_failed("new", old.version, "no")
     assert store.waiting() == ["new"]
-    item = store.item("new")
+    item = store.items(["new"]).get("new")
     assert item is not None
     assert item.title == "Lamp"
 
@@ -213,7 +213,7 @@ def test_texts_and_numbers_come_back_as_they_were(store: Store) -> None:
     assert store.history("ü: ☃ '", 1) == [("a:b/c%", 2**53)]
     picture = bytes(range(256))
     store.put_item("item:1", "", "line\nline", picture)
-    item = store.item("item:1")
+    item = store.items(["item:1"]).get("item:1")
     assert item is not None
     assert (item.title, item.text, item.image) == ("", "line\nline", picture)
     assert store.changes(0) == [Change(item.version, "item", "item:1")]
@@ -238,7 +238,7 @@ def test_an_export_holds_a_page_at_a_time(store: Store) -> None:
         store.add_events([event(number, bundle=long) for number in range(first, first + 500)])
     tracemalloc.start()
     try:
-        assert sum(1 for _ in export(store)) == 6_000
+        assert sum(1 for _ in export.events(store)) == 6_000
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -451,11 +451,58 @@ def test_events_are_exported_as_json_lines(
     monkeypatch.setenv("STORE", address)
     store.add_events([event(1), event(2, user="ü\n")])
     out = tmp_path / "events.jsonl"
-    assert main(["env:STORE", str(out)]) == 0
+    assert export.main(["events", "env:STORE", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert rows == [row for _, row in export(store)]
+    assert rows == [row for _, row in export.events(store)]
     store.add_events([event(3)])
-    assert main(["env:STORE", str(out), "--after", "2"]) == 0
+    assert export.main(["events", "env:STORE", str(out), "--after", "2"]) == 0
     assert [json.loads(line)["event_id"] for line in out.read_text("utf-8").splitlines()] == ["e3"]
-    assert main(["nowhere", str(out)]) == 2
+    assert export.main(["events", "nowhere", str(out)]) == 2
     assert PASSWORD not in "".join(capfd.readouterr())
+
+
+def test_deletions_are_exported_with_their_moment(store: Store, address: str, tmp_path: Path) -> None:
+    """Those that still hold: an item that was put again is none."""
+    before = time.time_ns() // 1_000_000
+    store.add_events([event(1)])
+    for item_id in ("gone", "back", "stays"):
+        store.put_item(item_id, "Mug", None, None)
+    for number in range(250):  # more than a page
+        store.delete_user(f"u{number}")
+    store.delete_item("gone")
+    store.delete_item("back")
+    store.put_item("back", "Mug", None, None)
+    store.delete_item("of the bundle")
+    out = tmp_path / "deletions.jsonl"
+    assert export.main(["deletions", address, str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    told = [(row["kind"], row["id"]) for row in rows]
+    assert told == [*(("user", f"u{number}") for number in range(250)), ("item", "gone"), ("item", "of the bundle")]
+    moments = [row["timestamp"] for row in rows]
+    assert moments == sorted(moments)
+    assert before <= moments[0] <= moments[-1] <= time.time_ns() // 1_000_000 + len(rows) + 10
+
+
+def test_items_are_exported_as_a_table(store: Store, address: str, tmp_path: Path) -> None:
+    for number in range(150):  # more than a page
+        store.put_item(f"i{number:03}", f"Mug {number}", None, b"png" if number % 2 else None)
+    store.delete_item("i000")
+    out = tmp_path / "items.parquet"
+    assert export.main(["items", address, str(out)]) == 0
+    rows = pq.read_table(out).to_pylist()
+    assert [row["item_id"] for row in rows] == [f"i{number:03}" for number in range(1, 150)]
+    assert rows[:2] == [
+        {"item_id": "i001", "title": "Mug 1", "text": None, "image": b"png"},
+        {"item_id": "i002", "title": "Mug 2", "text": None, "image": None},
+    ]
+    with pytest.raises(SystemExit):
+        export.main(["items", address, str(out), "--after", "3"])
+
+
+def test_a_place_is_never_given_twice(store: Store) -> None:
+    """Whoever has read up to a place would never see what comes again at it."""
+    places = []
+    for _ in range(50):
+        store.delete_user("u")
+        places.append(store.position())
+    assert places == sorted(set(places))
