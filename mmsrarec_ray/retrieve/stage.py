@@ -36,7 +36,11 @@ class Retrieve(Stage):
 
     name: ClassVar[str] = "retrieve"
     artefact: ClassVar[str] = "retriever"
-    code: ClassVar[tuple[str, ...]] = ("retrieve", "workers", "data/log", "data/splits", "data/schemas", "data/parts")
+    code: ClassVar[tuple[str, ...]] = (
+        *("retrieve/contexts", "retrieve/cooccurrence", "retrieve/encoders", "retrieve/fit", "retrieve/folders"),
+        *("retrieve/index", "retrieve/moments", "retrieve/retriever", "retrieve/stage", "retrieve/train"),
+        *("retrieve/validate", "workers", "data/log", "data/splits", "data/schemas", "data/parts"),
+    )
 
     def requires(self) -> list[Stage]:
         return [Prepare(self.config)]
