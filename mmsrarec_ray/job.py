@@ -340,7 +340,7 @@ def _quiet_data() -> None:
 
 def main(stage_class: type[Stage], arguments: list[str] | None = None) -> int:
     """Run a job from its command line; returns the exit code (0 done, 2 wrong usage or input, 1 failed)."""
-    options = _parser(stage_class).parse_args(arguments)
+    options = _parser(stage_class).parse_intermixed_args(arguments)
     if options.help_config:
         for key, kind, description in known_keys():
             print(f"{key:40} {kind:40} {description}")

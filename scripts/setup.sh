@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up .venv from the lock: needs Python 3.11 and a package index, nothing else.
+# Sets up .venv from the lock: needs Python 3.11, a package index, and libnuma for vLLM's kernels.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -20,8 +20,10 @@ echo "Setting up .venv: about 3 GB, a few minutes on the first time." >&2
 .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode \
     -r requirements.lock --override requirements.overrides
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
-.venv/bin/python -c 'import faiss, ray, torch, vllm' >/dev/null 2>&1 || {
-    echo "The environment is incomplete: .venv/bin/python -c 'import faiss, ray, torch, vllm' says why." >&2
+check='import faiss, ray, torch, vllm, vllm._C'
+.venv/bin/python -c "$check" >/dev/null 2>&1 || {
+    echo "The environment is incomplete: .venv/bin/python -c '$check' says why." >&2
+    echo "If it is libnuma.so.1: apt-get install libnuma1, and again." >&2
     exit 1
 }
 touch .venv/.complete

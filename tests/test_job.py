@@ -244,6 +244,12 @@ def test_every_job_plans_without_starting_anything(call: Call, job: str, tmp_pat
     assert not run.exists()
 
 
+def test_settings_may_stand_behind_options(call: Call, tmp_path: Path) -> None:
+    code, _, output, error = call("prepare.py", f"run={tmp_path}/run", "--dry-run", "data.format=shop")
+    assert code == 0, error
+    assert "format: shop" in output
+
+
 def test_what_cannot_be_written_fails_with_one_line_and_exit_code_1() -> None:
     words = ["--config", "configs/demo.yaml", "run=/dev/null/run", "ray.num_cpus=2"]
     done = subprocess.run(

@@ -29,7 +29,7 @@ class RetrieverReplica:
     def __init__(self, bundle: Bundle, store: str):
         self._finder = Finder.load(bundle)
         self._looker = Looker(self._finder)
-        self._feed = Feed(open_store(store), self._finder.item_changed, self._finder.user_deleted)
+        self._feed = Feed(open_store(store), self._finder.item_changed, self._finder.user_deleted, pictures=False)
         self._feed.begin()
 
     async def find(self, wish: Wish, position: int) -> Found:
@@ -65,7 +65,8 @@ class RankerReplica:
         self._version = bundle.version
         rank = bundle.config.rank
         self._catalogue = LiveCatalogue(Catalogue.read(dataset, keywords, rank.candidate, rank.said), rank.said)
-        self._feed = Feed(open_store(store), self._learn, lambda user_id: None)
+        pictures = "image" in self._catalogue.base.shown.column_names
+        self._feed = Feed(open_store(store), self._learn, lambda user_id: None, pictures)
         self._feed.begin()
         self._engine = Engine(bundle, self._catalogue)
         await self._engine.score([], [], [], [0], [""])  # the first question compiles what the later ones use

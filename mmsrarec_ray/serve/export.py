@@ -23,7 +23,8 @@ from mmsrarec_ray.errors import UsageError
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.serve.store import Change, Item, Store, StoreUnavailable, open_store
 
-_PAGE = 100  # changes at a time: each item comes with its picture
+_PAGE = 100  # changes at a time
+_PICTURES = 5  # where each item comes with its picture
 _ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("image", pa.binary())])
 
 
@@ -37,10 +38,10 @@ def events(store: Store, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
 def items(store: Store) -> Iterator[list[Item]]:
     """The items that were put and not deleted since, each once, a page at a time, whether they have keywords or not."""
     seen = set[str]()  # one that is put again meanwhile is told of again
-    for _, found in _changed(store):
-        new = [item for item in found.values() if item.item_id not in seen]
+    for _, found in _changed(store, _PICTURES, pictures=True):
+        new = [item for item in found.values() if item.item_id not in seen and item.status != "deleted"]
         seen.update(item.item_id for item in new)
-        yield [item for item in new if item.status != "deleted"]
+        yield new
 
 
 def deletions(store: Store) -> Iterator[dict[str, Any]]:
@@ -49,17 +50,17 @@ def deletions(store: Store) -> Iterator[dict[str, Any]]:
     What an item was before it was put again is nobody's business, so that is no deletion; a user that came back was
     deleted all the same, with all that was known by then.
     """
-    for changes, found in _changed(store):
+    for changes, found in _changed(store, _PAGE, pictures=False):
         for each in changes:
             if each.kind == "user" or (each.id in found and found[each.id].status == "deleted"):
                 yield {"kind": each.kind, "id": each.id, "timestamp": each.position}
 
 
-def _changed(store: Store) -> Iterator[tuple[list[Change], dict[str, Item]]]:
+def _changed(store: Store, page: int, pictures: bool) -> Iterator[tuple[list[Change], dict[str, Item]]]:
     """All changes, a page at a time, and the items that they tell of."""
     after = 0
-    while changes := store.changes(after, _PAGE):
-        yield changes, store.items([each.id for each in changes if each.kind == "item"])
+    while changes := store.changes(after, page):
+        yield changes, store.items([each.id for each in changes if each.kind == "item"], pictures)
         after = changes[-1].position
 
 
@@ -106,17 +107,21 @@ WRITERS: dict[str, Callable[[Store, IO[bytes], int], str]] = {
 
 def write(what: str, store: Store, out: Path, after: int = 0) -> str:
     """Write a file, which appears whole or not at all; returns what is in it, in words."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    with part.open("wb") as stream:
-        told = WRITERS[what](store, stream, after)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(out)
+    try:
+        with part.open("wb") as stream:
+            told = WRITERS[what](store, stream, after)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
     return told
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 wrong usage or a store that does not answer."""
+    """Returns the exit code: 0 done, 2 wrong usage, a store that does not answer, or no place to write."""
     parser = argparse.ArgumentParser(
         prog="python -m mmsrarec_ray.serve.export", description="What the store holds, for the next training."
     )
@@ -128,9 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.after is not None and options.what != "events":
         parser.error(f"--after is for events: {options.what} are always written whole")
     try:
-        with closing(open_store(options.store)) as store:
+        with closing(open_store(options.store, make=False)) as store:
             say(write(options.what, store, options.out, options.after or 0))
-    except (UsageError, StoreUnavailable) as error:
+    except (UsageError, StoreUnavailable, OSError) as error:
         say(str(error))
         return 2
     return 0

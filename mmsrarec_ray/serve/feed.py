@@ -7,15 +7,19 @@ from collections.abc import Callable
 
 from mmsrarec_ray.serve.store import Item, Store
 
-_PAGE = 100  # changes at a time: each item comes with its picture
+_PAGE = 100  # changes at a time
+_PICTURES = 5  # where each item comes with its picture: a page has to travel within `CALL_SECONDS`
 
 
 class Feed:
     """Applies changes in order, each once. A request names the place it has to know of, so whoever wrote something
     sees it in the next answer, whichever replicas give it."""
 
-    def __init__(self, store: Store, on_item: Callable[[Item], None], on_user: Callable[[str], None]):
-        self._store, self._on_item, self._on_user = store, on_item, on_user
+    def __init__(
+        self, store: Store, on_item: Callable[[Item], None], on_user: Callable[[str], None], pictures: bool = True
+    ):
+        """pictures: whether items need theirs."""
+        self._store, self._on_item, self._on_user, self._pictures = store, on_item, on_user, pictures
         self._position = 0
         self._reading: asyncio.Task[None] | None = None
 
@@ -53,7 +57,7 @@ class Feed:
             self._position = place
 
     def _read(self) -> list[tuple[int, str, Item | str]]:
-        changes = self._store.changes(self._position, _PAGE)
-        items = self._store.items([each.id for each in changes if each.kind == "item"])
+        changes = self._store.changes(self._position, _PICTURES if self._pictures else _PAGE)
+        items = self._store.items([each.id for each in changes if each.kind == "item"], self._pictures)
         found = [(each, items.get(each.id) if each.kind == "item" else each.id) for each in changes]
         return [(each.position, each.kind, value) for each, value in found if value is not None]

@@ -173,7 +173,8 @@ class Finder:
         are left out, and where the dataset holds no repeats, neither does this."""
         before = self.people.history(user_id) if user_id is not None else []
         after = [number for item in later if (number := self.catalogue.number(item)) is not None]
-        numbers = [number for number in [*before, *after] if number not in self.catalogue.gone]
+        numbers = [*before, *after[_told_already(before, after) :]]
+        numbers = [number for number in numbers if number not in self.catalogue.gone]
         if self.config.data.drop_repeats:
             numbers = list(dict.fromkeys(numbers))
         return numbers[-self.config.serve.limits.history :]
@@ -278,6 +279,12 @@ class Finder:
         rows = case.found.rows[0, : self.config.retrieve.neighbours]
         items = self.moments.moments.next_items[rows[rows >= 0]].tolist()
         return [number for number in items if number not in self.catalogue.gone]
+
+
+def _told_already(before: list[int], after: list[int]) -> int:
+    """How many of the later items the bundle's log ends with: the store keeps events that a training has learnt."""
+    most = range(min(len(before), len(after)), 0, -1)
+    return next((count for count in most if before[-count:] == after[:count]), 0)
 
 
 def _best(scores: np.ndarray, k: int) -> list[int]:

@@ -14,9 +14,9 @@ from psycopg_pool import ConnectionPool
 
 from mmsrarec_ray.addresses import shown
 from mmsrarec_ray.errors import ArtefactError, ConfigError
-from mmsrarec_ray.serve.store import CALL_SECONDS, CONNECT_SECONDS, Change, Event, Item, StoreUnavailable
+from mmsrarec_ray.serve.store import CALL_SECONDS, CONNECT_SECONDS, Change, Event, Item, StoreUnavailable, missing
 
-_VERSION = 1
+_VERSION = 2
 _CONNECTIONS = 8  # of a process, at most
 _SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS mmsrarec;
@@ -104,10 +104,10 @@ class _Connection(psycopg.Connection):
 
 
 class PostgresStore:
-    """See `store.Store`. Raises ConfigError where the server does not keep what it accepts, ArtefactError where the
-    tables were made by a newer version, StoreUnavailable."""
+    """See `store.Store` and `store.open_store`. Raises ConfigError where the server does not keep what it accepts,
+    ArtefactError where the tables are of another version, StoreUnavailable."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, make: bool = True):
         """url: as PostgreSQL's own programs take it; what it leaves open comes from PGPASSWORD, PGPASSFILE and the
         like."""
         self._name = shown(url)
@@ -119,7 +119,7 @@ class PostgresStore:
         with self._answering(), _Connection.connect(url, **connecting) as connection:  # says why, as the pool does not
             _configure(connection)
             _check_durable(connection, self._name)
-            _make(connection, self._name)
+            _open(connection, self._name, make)
         self._pool = ConnectionPool(
             url,
             connection_class=_Connection,
@@ -219,8 +219,9 @@ class PostgresStore:
         with self._changing() as connection:
             _replace(connection, Item(item_id, _tell(connection, "item", item_id), "deleted"))
 
-    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
-        rows = self._rows(f"SELECT {_ITEM} FROM mmsrarec.items WHERE item_id = ANY(%s)", (list(item_ids),))
+    def items(self, item_ids: Sequence[str], pictures: bool = True) -> dict[str, Item]:
+        columns = _ITEM if pictures else _ITEM.replace("image,", "NULL,")
+        rows = self._rows(f"SELECT {columns} FROM mmsrarec.items WHERE item_id = ANY(%s)", (list(item_ids),))
         return {row[0]: _item(row) for row in rows}
 
     def waiting(self, limit: int = 100) -> list[str]:
@@ -268,11 +269,14 @@ def _check_durable(connection: psycopg.Connection, name: str) -> None:
             )
 
 
-def _make(connection: psycopg.Connection, name: str) -> None:
-    """The tables, where there are none. Raises ArtefactError where they are of another version."""
+def _open(connection: psycopg.Connection, name: str, make: bool) -> None:
+    """Make the tables where there are none, or raise ConfigError. Raises ArtefactError where they are of another
+    version."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
         if connection.execute("SELECT to_regclass('mmsrarec.about')").fetchone() == (None,):
+            if not make:
+                raise missing(name)
             connection.execute(_SCHEMA)
             connection.execute("INSERT INTO mmsrarec.about (version) VALUES (%s)", (_VERSION,))
         [version] = connection.execute("SELECT version FROM mmsrarec.about").fetchone() or (None,)

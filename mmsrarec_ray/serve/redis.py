@@ -13,9 +13,9 @@ from redis.retry import Retry
 
 from mmsrarec_ray.addresses import shown
 from mmsrarec_ray.errors import ArtefactError, ConfigError
-from mmsrarec_ray.serve.store import CALL_SECONDS, CONNECT_SECONDS, Change, Event, Item, StoreUnavailable
+from mmsrarec_ray.serve.store import CALL_SECONDS, CONNECT_SECONDS, Change, Event, Item, StoreUnavailable, missing
 
-_VERSION = 1
+_VERSION = 2
 _KEPT = {
     "appendonly": "yes",
     "appendfsync": "always",
@@ -31,6 +31,7 @@ _DOWN = (
 )
 _REFUSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY")
 """How answers begin while it cannot write to its disk or to enough replicas, or has no master or no time."""
+_ITEM = ("version", "status", "title", "text", "image", "image_keywords", "text_keywords", "error")
 _FORGOTTEN = 1_000  # events that one call of a script takes away: the server does nothing else meanwhile
 # The keys:
 #   mmsrarec:events              stream, `<place>-0`: event_id, event (JSON)
@@ -128,10 +129,13 @@ return 1
 
 
 class RedisStore:
-    """See `store.Store`. Raises ConfigError where the server does not keep what it accepts, ArtefactError where the
-    keys were made by a newer version, StoreUnavailable. One server, not Redis Cluster: scripts use all keys."""
+    """See `store.Store` and `store.open_store`. Raises ConfigError where the server does not keep what it accepts,
+    ArtefactError where the keys are of another version, StoreUnavailable.
 
-    def __init__(self, url: str):
+    One server, not Redis Cluster: scripts use all keys.
+    """
+
+    def __init__(self, url: str, make: bool = True):
         self._name = shown(url)
         # A write is not repeated by itself: whoever asked for it is told, and may.
         limits: dict[str, Any] = {
@@ -146,8 +150,11 @@ class RedisStore:
             raise ConfigError(f"serve.store: expected an address of Redis, got {self._name!r}.") from None
         with self._answering():
             _check_durable(self._redis, self._name)
-            self._redis.set("mmsrarec:version", _VERSION, nx=True)
+            if make:
+                self._redis.set("mmsrarec:version", _VERSION, nx=True)
             version = int(self._redis.get("mmsrarec:version") or 0)
+        if version == 0:
+            raise missing(self._name)
         if version != _VERSION:
             raise ArtefactError(f"{self._name}: expected a store of version {_VERSION}, got {version}.")
         scripts = (_ADD_EVENTS, _DELETE_USER, _REPLACE, _SETTLE)
@@ -223,12 +230,16 @@ class RedisStore:
         with self._answering():
             self._replace(args=(item_id, "deleted"))
 
-    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
+    def items(self, item_ids: Sequence[str], pictures: bool = True) -> dict[str, Item]:
+        names = [name for name in _ITEM if pictures or name != "image"]
         with self._answering(), self._redis.pipeline(transaction=False) as asked:
             for item_id in item_ids:
-                asked.hgetall(f"mmsrarec:item:{item_id}")
+                asked.hmget(f"mmsrarec:item:{item_id}", names)
             found = asked.execute()
-        return {item_id: _item(item_id, fields) for item_id, fields in zip(item_ids, found, strict=True) if fields}
+        told = (dict(zip(names, values, strict=True)) for values in found)
+        return {
+            item_id: _item(item_id, fields) for item_id, fields in zip(item_ids, told, strict=True) if fields["status"]
+        }
 
     def waiting(self, limit: int = 100) -> list[str]:
         with self._answering():
@@ -277,8 +288,8 @@ def _change(place: int, member: str) -> Change:
     return Change(place, kind, which)  # type: ignore[arg-type]
 
 
-def _item(item_id: str, fields: dict[bytes, bytes]) -> Item:
-    image = fields.pop(b"image", None)
-    values: dict[str, Any] = {name.decode(): value.decode() for name, value in fields.items()}
+def _item(item_id: str, fields: dict[str, bytes | None]) -> Item:
+    image = fields.pop("image", None)
+    values: dict[str, Any] = {name: value.decode() for name, value in fields.items() if value is not None}
     keywords = {name: tuple(json.loads(values.get(name, "[]"))) for name in ("image_keywords", "text_keywords")}
     return Item(**{"item_id": item_id, "image": image} | values | {"version": int(values["version"])} | keywords)

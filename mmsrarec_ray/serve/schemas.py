@@ -10,7 +10,7 @@ from mmsrarec_ray.serve.store import Status
 from mmsrarec_ray.settings import Limits
 
 # The least strict bounds that any service has; `check_*` in `limits` hold the configured ones.
-PRINTED = r"^[^\x00-\x1f\x7f]+$"
+PRINTED = r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$"  # importers take off space around an id
 Id = Annotated[str, StringConstraints(min_length=1, pattern=PRINTED)]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]  # which PostgreSQL does not keep
 _MILLISECONDS = 2**53  # what JavaScript counts to
@@ -123,7 +123,7 @@ class EventIn(_Asked):
     user_id: Id
     item_id: Id
     timestamp: Annotated[int, Field(ge=0, le=_MILLISECONDS)] | None = None
-    """Milliseconds since 1970; null: now."""
+    """Milliseconds since 1970; null: now, and so is what is later."""
     weight: Annotated[float, Field(allow_inf_nan=False)] | None = None
     request_id: Id | None = None
     """Of the answer that it follows from; so the next two."""

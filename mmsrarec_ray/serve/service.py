@@ -256,7 +256,8 @@ def _session(request: RecommendationRequest) -> str:
 
 
 def _time(event: EventIn, now: int) -> int:
-    return now if event.timestamp is None else event.timestamp
+    """Not later than now: what a clock that is ahead dates after a deletion would outlive it."""
+    return now if event.timestamp is None else min(event.timestamp, now)
 
 
 def not_found(what: str, which: str) -> Refused:

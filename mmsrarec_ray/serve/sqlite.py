@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmsrarec_ray.errors import ArtefactError
-from mmsrarec_ray.serve.store import CALL_SECONDS, Change, Event, Item, StoreUnavailable
+from mmsrarec_ray.serve.store import CALL_SECONDS, Change, Event, Item, StoreUnavailable, missing
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -52,16 +52,21 @@ _ITEM = "item_id, version, status, title, text, image, image_keywords, text_keyw
 
 
 class SqliteStore:
-    """See `store.Store`. Raises ArtefactError where the file was written by a newer version, StoreUnavailable."""
+    """See `store.Store` and `store.open_store`. Raises ArtefactError where the file is of another version,
+    StoreUnavailable."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, make: bool = True):
         self.path = path
         self._local = threading.local()
+        if not make and not Path(path).exists():
+            raise missing(f"sqlite://{path}")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with self._write() as made:
             version = made.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise ArtefactError(f"{path}: expected a store of version {_VERSION} or older, got {version}.")
+            if version == 0 and not make:
+                raise missing(f"sqlite://{path}")
+            if version not in (0, _VERSION):
+                raise ArtefactError(f"{path}: expected a store of version {_VERSION}, got {version}.")
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 made.execute(statement)
             made.execute(f"PRAGMA user_version = {_VERSION}")
@@ -165,8 +170,9 @@ class SqliteStore:
                 "INSERT OR REPLACE INTO items (item_id, version, status) VALUES (?, ?, 'deleted')", (item_id, version)
             )
 
-    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
-        query = f"SELECT {_ITEM} FROM items WHERE item_id IN (SELECT value FROM json_each(?))"
+    def items(self, item_ids: Sequence[str], pictures: bool = True) -> dict[str, Item]:
+        columns = _ITEM if pictures else _ITEM.replace("image,", "NULL,")
+        query = f"SELECT {columns} FROM items WHERE item_id IN (SELECT value FROM json_each(?))"
         return {row[0]: _item(row) for row in self._rows(query, (json.dumps(list(item_ids)),))}
 
     def waiting(self, limit: int = 100) -> list[str]:

@@ -111,8 +111,9 @@ class Store(Protocol):
     def delete_item(self, item_id: str) -> None:
         """From now on it may never be shown, whether the store or the bundle has it."""
 
-    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:
-        """By id, without those that were never put or deleted here."""
+    def items(self, item_ids: Sequence[str], pictures: bool = True) -> dict[str, Item]:
+        """By id, without those that were never put or deleted here. pictures: false to do without `image`, which is
+        most of what has to travel."""
 
     def waiting(self, limit: int = 100) -> list[str]:
         """Ids of items without keywords, the longest waiting first."""
@@ -133,25 +134,30 @@ class Store(Protocol):
         """Give back its connections; it is not used afterwards."""
 
 
-def open_store(address: str) -> Store:
-    """The store at an address (see `resolved`), which is made where there is none.
+def open_store(address: str, make: bool = True) -> Store:
+    """The store at an address (see `resolved`). make: where there is none.
 
-    Raises ConfigError as `resolved`, and where a server does not keep what it accepts; ArtefactError where the store is
-    of a newer version; StoreUnavailable.
+    Raises ConfigError as `resolved`, where a server does not keep what it accepts, and where there is no store and none
+    is to be made; ArtefactError where the store is of another version; StoreUnavailable.
     """
     url = resolved(address)
     scheme, _, path = url.partition("://")
     if scheme == "sqlite":
         from mmsrarec_ray.serve.sqlite import SqliteStore
 
-        return SqliteStore(path)
+        return SqliteStore(path, make)
     if scheme == "postgresql":
         from mmsrarec_ray.serve.postgres import PostgresStore
 
-        return PostgresStore(url)
+        return PostgresStore(url, make)
     from mmsrarec_ray.serve.redis import RedisStore
 
-    return RedisStore(url)
+    return RedisStore(url, make)
+
+
+def missing(name: str) -> ConfigError:
+    """name: its address, without a password."""
+    return ConfigError(f"serve.store: expected a store at {name}, found none.")
 
 
 def check_store(address: str) -> None:

@@ -83,6 +83,17 @@ def test_products_and_reviews(prepare: Callable[..., Prepared]) -> None:
     assert_counts_add_up(done.counts)
 
 
+def test_a_file_of_deletions_is_no_review(prepare: Callable[..., Prepared]) -> None:
+    files = {
+        "meta_All_Beauty.jsonl": lines(PRODUCT),
+        "All_Beauty.jsonl": lines(REVIEW, REVIEW | {"user_id": "AE2"}),
+        "deletions.jsonl": lines({"kind": "user", "id": "AE1", "timestamp": 1588687728923}),
+    }
+    done = prepare(files, "data.format=amazon", "data.deletions=deletions.jsonl")
+    assert [row["user_id"] for row in done.rows("users")] == ["AE2"]
+    assert_counts_add_up(done.counts)
+
+
 def test_broken_rows_fail_alone(prepare: Callable[..., Prepared]) -> None:
     products = [
         PRODUCT,

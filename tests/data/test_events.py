@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +16,7 @@ from mmsrarec_ray.data.schemas import IMPRESSIONS
 from mmsrarec_ray.errors import InputError
 from tests.data.conftest import CSV, ITEMS_CSV, Prepared, prepare_folder
 from tests.data.test_prepare import assert_counts_add_up
+from tests.programs import ROOT
 
 SETTINGS = (*CSV, "data.format=events", "data.interactions=events")
 
@@ -58,6 +62,20 @@ def test_impressions_are_no_interactions(prepare: Callable[..., Prepared]) -> No
     assert done.counts["filtered_impressions"] == 3
     assert done.counts["filtered_duplicates"] == 0
     assert_counts_add_up(done.counts)
+
+
+def test_a_table_is_written_as_lines_as_the_docs_say(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
+    """So the users of the first training are in the next one."""
+    log = pa.table({"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [10, 20]})
+    (tmp_path / "shop" / "events").mkdir(parents=True)
+    pq.write_table(log, tmp_path / "shop" / "interactions.parquet")
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data" / "events.md").read_text(), re.DOTALL)
+    exec(code.replace("/data/shop", str(tmp_path / "shop")), {})
+    before = (tmp_path / "shop" / "events" / "0-before.jsonl").read_text()
+    files = {"items.csv": ITEMS_CSV, "events/0-before.jsonl": before, "events/1.jsonl": lines(event("e", "c", 15_000))}
+    done = prepare(files, *SETTINGS)
+    assert (done.history("u"), done.history("v")) == (["a", "c"], ["b"])
+    assert [row["timestamp"] for row in done.rows("interactions")] == [10_000, 15_000, 20_000]
 
 
 def test_an_event_counts_once_and_the_first_stays(prepare: Callable[..., Prepared]) -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -413,6 +414,31 @@ def test_an_event_is_seen_by_the_users_next_request_and_counts_once(serve: Calla
         assert "i0" not in [item["item_id"] for item in answer["items"]]
         known = (await s.client.get("/v1/users/new")).json()
         assert [item["item_id"] for item in known["history"]] == ["i0"]
+
+    serve(scenario)
+
+
+def test_an_event_of_a_clock_that_is_ahead_happened_now(serve: Callable[..., None]) -> None:
+    """Or it would outlive the deletion of its user in the next training."""
+
+    async def scenario(s: Served) -> None:
+        ahead = {"event_id": "a", "user_id": "ann", "item_id": "i5", "timestamp": int(time.time() * 1000) + 86_400_000}
+        await s.client.post("/v1/events", json={"events": [ahead]})
+        [(_, event)] = s.store.events()
+        assert abs(event.timestamp - time.time() * 1000) < 60_000
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("id", [" ", "u ", "\u00a0u"])
+def test_an_id_has_no_space_around_it(serve: Callable[..., None], id: str) -> None:
+    """Importers take it off: another user's history would be deleted."""
+
+    async def scenario(s: Served) -> None:
+        assert (await s.client.delete(f"/v1/users/{quote(id)}")).status_code == 422
+        event = {"event_id": "a", "user_id": id, "item_id": "i5"}
+        assert (await s.client.post("/v1/events", json={"events": [event]})).status_code == 422
+        assert (await s.client.delete("/v1/users/a%20user")).status_code == 200
 
     serve(scenario)
 

@@ -176,6 +176,14 @@ def test_repeats_count_where_the_dataset_holds_them() -> None:
     assert find(finder("data.drop_repeats=false"), *again).history == again
 
 
+def test_what_a_training_has_learnt_of_the_store_is_not_counted_twice() -> None:
+    """Events stay in the store when they have been exported: the log of the next bundle ends with them."""
+    world = finder("data.drop_repeats=false")
+    assert world.history("ann", ["i1", "i2", "i4"]) == [0, 1, 2, 4]
+    assert world.history("ann", ["i4", "i2"]) == [0, 1, 2, 4, 2]
+    assert world.history("ann", []) == [0, 1, 2]
+
+
 def test_only_the_newest_items_of_a_long_history_count() -> None:
     world = finder("serve.limits.history=2")
     assert world.history("ann", ["i5"]) == [2, 5]

@@ -273,7 +273,7 @@ def test_a_reader_far_behind_gets_on_although_nobody_waits_for_long(tmp_path: Pa
     with closing(open_store(f"sqlite://{tmp_path}/store.sqlite")) as store:
         for number in range(250):
             store.delete_user(f"u{number:03}")
-        feed, read = Feed(store, lambda item: None, learnt.append), store.changes
+        feed, read = Feed(store, lambda item: None, learnt.append, pictures=False), store.changes
 
         def slowly(after: int, limit: int = 1_000) -> list[Change]:
             time.sleep(0.2)
@@ -439,9 +439,9 @@ def test_an_address_is_shown_without_its_secrets() -> None:
         assert not holds_password(address)
 
 
-def test_a_newer_store_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     SqliteStore(str(tmp_path / "s"))._connection().execute("PRAGMA user_version = 99")
-    with pytest.raises(ArtefactError, match="expected a store of version 1 or older, got 99"):
+    with pytest.raises(ArtefactError, match="expected a store of version 2, got 99"):
         SqliteStore(str(tmp_path / "s"))
 
 
@@ -458,6 +458,8 @@ def test_events_are_exported_as_json_lines(
     assert export.main(["events", "env:STORE", str(out), "--after", "2"]) == 0
     assert [json.loads(line)["event_id"] for line in out.read_text("utf-8").splitlines()] == ["e3"]
     assert export.main(["events", "nowhere", str(out)]) == 2
+    assert export.main(["events", address, str(out / "below" / "a file")]) == 2
+    assert [each.name for each in tmp_path.glob("events*")] == ["events.jsonl"]
     assert PASSWORD not in "".join(capfd.readouterr())
 
 
@@ -497,6 +499,34 @@ def test_items_are_exported_as_a_table(store: Store, address: str, tmp_path: Pat
     ]
     with pytest.raises(SystemExit):
         export.main(["items", address, str(out), "--after", "3"])
+
+
+@pytest.mark.parametrize("what", export.WRITERS)
+def test_what_is_no_store_is_not_exported_as_an_empty_one(address: str, tmp_path: Path, what: str) -> None:
+    """A mistyped address would replace deletions by none."""
+    out = tmp_path / "out"
+    out.write_text("of the last export")
+    assert export.main([what, address, str(out)]) == 2
+    assert out.read_text() == "of the last export"
+    assert not (tmp_path / "online" / "store.sqlite").exists()
+
+
+def test_an_item_that_is_put_again_during_an_export_is_in_it(tmp_path: Path) -> None:
+    with closing(open_store(f"sqlite://{tmp_path}/store.sqlite")) as store:
+        store.delete_item("z")
+        for number in range(20):
+            store.put_item(f"i{number:02}", "Mug", None, None)
+        pages = export.items(store)
+        next(pages)
+        store.put_item("z", "Mug", None, None)
+        assert "z" in [item.item_id for page in pages for item in page]
+
+
+def test_items_come_without_pictures_where_nobody_needs_them(store: Store) -> None:
+    store.put_item("i", "Mug", "red", b"png")
+    [whole], [bare] = store.items(["i", "nobody"]).values(), store.items(["i"], pictures=False).values()
+    assert whole.image == b"png"
+    assert (bare.title, bare.text, bare.status, bare.image) == ("Mug", "red", "waiting", None)
 
 
 def test_a_place_is_never_given_twice(store: Store) -> None:

@@ -33,7 +33,7 @@ _SIZES = ("large", "hi_res", "thumb")  # about 500 pixels are more than a model 
 
 
 def open_import(data: Data, folder: Folder) -> Import:
-    files = find_endings(folder, ".jsonl", ".jsonl.gz")
+    files = [name for name in find_endings(folder, ".jsonl", ".jsonl.gz") if name != data.deletions]
     products = [file for file in files if posixpath.basename(file).startswith("meta_")]
     reviews = [file for file in files if file not in products]
     for found, name in (products, "meta_*.jsonl, the products"), (reviews, "other .jsonl files, the reviews"):
