@@ -60,7 +60,7 @@ _FUSION: dict[str, list[Any]] = {
 SPACES: dict[str, dict[str, list[Any]]] = {
     "itemknn": {"neighbours": [50, 200, 1000, None], "shrink": [0.0, 1.0, 5.0, 20.0]},
     "session_knn": {"neighbours": [100, 300, 1000, 3000], "last": [3, 5, 10, 20]},
-    "ease": {"regularisation": [10.0, 50.0, 100.0, 300.0, 1000.0, 3000.0]},
+    "ease": {"regularisation": [10.0, 50.0, 100.0, 300.0, 1000.0, 3000.0], "negative": [True, False]},
     "sasrec": _ENCODER,
     "gru4rec": _ENCODER,
     "bert4rec": _ENCODER | {"mask_share": [0.15, 0.3, 0.5]},

@@ -519,6 +519,8 @@ class Ease(Settings):
 
     regularisation: PositiveFloat = 100.0
     """Lambda, added to the diagonal of the matrix of shared users."""
+    negative: bool = True
+    """Whether items may speak against others, as in its paper; if not, popularity orders what none speaks for."""
 
 
 class Retrieval(Settings):

@@ -17,8 +17,9 @@ _MOST_ITEMS = 40_000  # two dense float32 matrices of that size are 13 GB
 class Ease(Method):
     """B = I - P diag(1/P),  P = (X'X + lambda I)^-1   (Steck 2019, arXiv:1905.03375, equation 8).
 
-    Over the items with a training interaction; the others score by the tie-break alone. Memory grows with the
-    square of their number. Raises ConfigError above 40,000.
+    Over the items with a training interaction; the others score just below the lowest of these. Weights may be
+    negative: an item can speak against another. With `negative` off a sum below zero is none, and popularity orders
+    what nothing speaks for. Memory grows with the square of the number of items. Raises ConfigError above 40,000.
     """
 
     name = "ease"
@@ -42,7 +43,11 @@ class Ease(Method):
         self.weights, self.tie_break = inverse, popularity_tie_break(dataset)
 
     def score_all(self, queries: Queries) -> np.ndarray:
-        scores = np.tile(self.tie_break, (len(queries), 1))
         histories = incidence(queries.histories, len(self.tie_break))[:, self.known]
-        scores[:, self.known] += histories.astype(np.float32) @ self.weights  # else SciPy copies the weights as float64
+        known = histories.astype(np.float32) @ self.weights  # else SciPy copies the weights as float64
+        if not self.settings.negative:
+            known = np.maximum(known, 0)
+        known += self.tie_break[self.known]
+        scores = np.tile(np.nextafter(known.min(1, keepdims=True), np.float32(-np.inf)), (1, len(self.tie_break)))
+        scores[:, self.known] = known
         return scores

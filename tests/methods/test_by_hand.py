@@ -8,9 +8,11 @@ import pytest
 from mmsrarec_ray.data.log import Cases, Queries, Sequences
 from mmsrarec_ray.methods.base import Dataset, Method, best
 from mmsrarec_ray.methods.content import ContentKnn, profiles
+from mmsrarec_ray.methods.linear import Ease
 from mmsrarec_ray.methods.neighbours import ItemKnn, SessionKnn
 from mmsrarec_ray.methods.simple import Popularity, Random
 from mmsrarec_ray.settings import ContentKnn as ContentKnnSettings
+from mmsrarec_ray.settings import Ease as EaseSettings
 from mmsrarec_ray.settings import ItemKnn as ItemKnnSettings
 from mmsrarec_ray.settings import SessionKnn as SessionKnnSettings
 
@@ -25,6 +27,17 @@ def fit(method: Method, *histories: list[int], n_items: int = 4) -> Method:
     nobody = Cases(query(), np.zeros(0, np.int32))
     method.fit(Dataset(n_items, Sequences.of(list(histories)), nobody, np.ones(n_items, bool)))
     return method
+
+
+def test_ease_ranks_what_nobody_chose_below_what_it_knows() -> None:
+    """Item 2 shares no user with item 0, which speaks against it; item 4 was never chosen."""
+    histories = [0, 1], [0, 1], [1, 2], [1, 2], [3]
+    [both] = fit(Ease(EaseSettings(regularisation=1)), *histories, n_items=5).score_all(query([0]))
+    assert both[1] > both[3] > both[2] > both[4]
+    assert both[2] < -0.1
+    [alone] = fit(Ease(EaseSettings(regularisation=1, negative=False)), *histories, n_items=5).score_all(query([0]))
+    assert alone[1] > alone[2] > alone[3] > alone[4]  # by popularity, where nothing speaks for them
+    assert alone[2] == pytest.approx(0, abs=1e-5)
 
 
 def test_popularity_counts_training_interactions() -> None:
