@@ -83,7 +83,8 @@ class Row:
         digests = {name: artefact.manifest.digest for name, artefact in made.items()}
         lists = [config.evaluate.pool, config.evaluate.negatives, config.evaluate.seeds[0]]
         stage = TuneRecommender(config)
-        return cls(name, config, made, fingerprint([stage.settings(), digests, lists, code_fingerprint(stage.code)]))
+        code = code_fingerprint((*stage.code, "evaluate/lists", "evaluate/metrics"))
+        return cls(name, config, made, fingerprint([stage.settings(), stage.engine(), digests, lists, code]))
 
 
 def artefacts(config: Config) -> dict[str, Artefact]:

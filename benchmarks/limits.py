@@ -57,12 +57,13 @@ LONGER = (20, 50)
 class Asked(NamedTuple):
     """Users at a moment with candidates. history: their items so far; neighbours: int64 (n, k), what similar users
     chose next, -1 where there are fewer; candidates: int64 (n, c); told: the levels of evidence, as `levels` gives
-    them, n * c rows."""
+    them, n * c rows; own: int64 (n, c), how often the counts hold the user's own choice of the candidate."""
 
     history: Sequences
     neighbours: np.ndarray
     candidates: np.ndarray
     told: np.ndarray
+    own: np.ndarray
 
 
 class Rule(NamedTuple):
@@ -100,7 +101,7 @@ def features(asked: Asked, rule: Rule) -> np.ndarray:
     if rule.words is not None:
         known.append(_shared(asked, rule.words, rule.length))
     if rule.counts is not None:
-        known.append(np.log1p(rule.counts)[asked.candidates].reshape(-1, 1))
+        known.append(np.log1p(rule.counts[asked.candidates] - asked.own).reshape(-1, 1))
     return np.concatenate(known, axis=1)
 
 
@@ -148,7 +149,8 @@ def training(log: Log, made: dict[str, Artefact]) -> tuple[Asked, np.ndarray]:
     near = _neighbours(log, made, "train", users, cuts)
     evidence = [re.findall(r"^- (chosen .*)$", prompt, re.MULTILINE)[-1:] for prompt in flat["prompt"].to_pylist()]
     told = levels([line for lines in evidence for line in lines])
-    return Asked(log.sequences.beginnings(users, cuts), near, numbers[:, None], told), chosen
+    own = chosen.astype(np.int64)[:, None]  # negatives are items that the user never touched
+    return Asked(log.sequences.beginnings(users, cuts), near, numbers[:, None], told, own), chosen
 
 
 def testing(log: Log, made: dict[str, Artefact], config: Config) -> tuple[Asked, Cases]:
@@ -164,7 +166,7 @@ def testing(log: Log, made: dict[str, Artefact], config: Config) -> tuple[Asked,
     model.fit(Dataset(log.n_items, log.train(), log.cases("validation"), pool))
     evidence = model.questions(cases.queries, list(candidates)).evidence
     told = levels([line for lines in evidence for line in lines if line])
-    return Asked(history, near, candidates, told), cases
+    return Asked(history, near, candidates, told, np.zeros_like(candidates)), cases
 
 
 def forgetful(shop: Shop) -> Iterator[tuple[str, Shop]]:

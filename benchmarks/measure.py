@@ -136,16 +136,22 @@ def run_job(name: str, words: list[str]) -> Measured:
 class Report:
     """The figures, kept after each part, so that a run that was stopped goes on."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.parts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    def __init__(self, path: Path, of: dict[str, Any]):
+        """of: what is measured, such as the settings; kept with the figures. Exits where those in the file are of
+        something else."""
+        self.path, kept = path, json.loads(path.read_text()) if path.exists() else {"of": of, "parts": {}}
+        if kept["of"] != of:
+            raise SystemExit(
+                f"{path}: holds figures of {kept['of']}, not of {of}. Give another --output, or remove it."
+            )
+        self.of, self.parts = of, kept["parts"]
 
     def part(self, name: str, measure: Callable[..., Measured], *arguments: Any) -> Measured:
         if name not in self.parts:
             print(f"measuring: {name}", file=sys.stderr, flush=True)
             self.parts[name] = measure(*arguments)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
+            self.path.write_text(json.dumps({"of": self.of, "parts": self.parts}, indent=1) + "\n")
         return self.parts[name]
 
 

@@ -237,7 +237,8 @@ def main() -> None:
     interactions = options.interactions or [10 * size for size in options.sizes]
     if len(interactions) != len(options.sizes):
         parser.error("--interactions: expected as many numbers as --sizes")
-    report, work = Report(options.output), options.output.absolute().with_suffix("")
+    report = Report(options.output, {"settings": options.settings})
+    work = options.output.absolute().with_suffix("")
     report.part("machine", lambda: {"machine": platform.machine(), "cpus": os.cpu_count()})
     for items, count in zip(options.sizes, interactions, strict=True):
         for stage in options.stages:

@@ -342,7 +342,9 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by children too
     settings, count = [*SETTINGS, *options.settings], options.requests
-    bundle, report = Bundle.of(options.run, settings), Report(options.output)
+    bundle = Bundle.of(options.run, settings)
+    of = {"bundle": bundle.version, "requests": options.requests, "settings": options.settings}
+    report = Report(options.output, of)
     everybody = read_log(bundle.folder("dataset")).users.to_pylist()
     most = (len(CONCURRENCY) + 1) * count
     if len(everybody) < most:

@@ -281,7 +281,8 @@ def main() -> None:
     add("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an engine of one CPU
-    report, work = Report(options.output), options.output.absolute().with_suffix("")
+    report = Report(options.output, {"sizes": options.sizes, "ids": options.ids, "settings": options.settings})
+    work = options.output.absolute().with_suffix("")
     report.part("machine", lambda: {"machine": platform.machine(), "cpus": os.cpu_count()})
     measure_jobs(report, work, options.sizes, options.settings)
     measure_bare(report, work, options.sizes, options.settings)

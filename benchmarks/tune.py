@@ -146,7 +146,7 @@ def main() -> int:
             inputs = {"dataset": prepared} | {need.artefact: made(need) for need in recipe.requires}
             reads = {name: artefact.manifest.digest for name, artefact in inputs.items()}
             code = code_fingerprint((*Scores.code, *recipe.code))
-            decides = [reads, recipe.settings, recipe.engine(), code, _VERSION]
+            decides = [reads, recipe.settings, recipe.engine(), code, base.evaluate.pool, _VERSION]
             key = f"{method} {trial} {fingerprint(decides)}"
             if key not in tried:
                 found = judge(recipe.build(0, log, inputs), dataset, judging)

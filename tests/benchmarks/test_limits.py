@@ -21,12 +21,15 @@ def test_lines_of_evidence_are_read_back_as_levels() -> None:
 
 def test_a_rule_sees_what_it_is_allowed_and_no_more() -> None:
     words = np.array([[0], [1], [-1]], np.int8)  # of two items and of none
-    asked = Asked(Sequences.of([[0, 1]]), np.array([[0]]), np.array([[0, 1]]), levels(["x 1", "x 2"]))
+    items, nobody = np.array([[0, 1]]), np.array([[0, 0]])
+    asked = Asked(Sequences.of([[0, 1]]), np.array([[0]]), items, levels(["x 1", "x 2"]), nobody)
     assert features(asked, Rule(words, 2)).tolist() == [[0.5, 1, 0, 0], [0.5, 0, 1, 0]]
     assert features(asked, Rule(words, 1)).tolist() == [[0, 1, 0, 0], [1, 0, 1, 0]]
     assert features(asked, Rule(None, 2, evidence=True)).tolist() == asked.told.tolist()
     counts = np.array([3, 0])
     assert features(asked, Rule(words, 2, counts))[:, -1].tolist() == [np.log(4), 0]
+    training = asked._replace(own=np.array([[1, 0]]))  # whose own choice is among the counts
+    assert features(training, Rule(words, 2, counts))[:, -1].tolist() == [np.log(3), 0]
 
 
 def test_an_oracle_forgets_one_part_of_the_law_and_keeps_the_others() -> None:
