@@ -31,12 +31,11 @@ import torch
 from mmsrarec_ray.adapters import load_processor, lora_config, training_arguments
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.estimate.gpus import GPUS
-from mmsrarec_ray.estimate.machine import GIB, Trainers
+from mmsrarec_ray.estimate.machine import ACTIVATIONS, BASE, GIB, STATES, Trainers
 from mmsrarec_ray.estimate.shapes import Shapes, configuration, shapes_of
 from mmsrarec_ray.estimate.stages import Prompt, Prompts, sequences
 
-# Of memory, as the estimate names them.
-PARTS = ("base", "adapter, gradients, optimizer", "activations")
+PARTS = (BASE, STATES, ACTIVATIONS)
 HEAD = ("", "contexts x choices", "tokens", "seconds", "tokens/s", "TFLOP/s", "of peak")
 HEAD = (*HEAD, *(f"{part}: GiB (estimate)" for part in PARTS))
 MADE = ["train.workers=1", "tune_recommender.deepspeed=null", "tune_recommender.shared_prefix=false"]
@@ -108,7 +107,7 @@ class Bench:
             rows,
             rows * tokens,
             rows * trainers.flops(tokens, patches, 1),
-            trainers.states() | {"activations": trainers.activations(self.choices * tokens, self.choices * patches)},
+            trainers.states() | {ACTIVATIONS: trainers.activations(self.choices * tokens, self.choices * patches)},
         )
         model = self.model()
         batch = batch_of(model.config, self.choice, rows, self.shapes)
@@ -118,7 +117,7 @@ class Bench:
         """Forward passes over the same prompts, with the logits of their last tokens."""
         rows, tokens, shapes = contexts * self.choices, round(self.choice.tokens), self.shapes
         each = shapes.text_flops(tokens) + shapes.head_flops(1) + shapes.picture_flops(self.choice.patches)
-        case = Case("prefill", contexts, rows, rows * tokens, rows * each, {"base": shapes.weights})
+        case = Case("prefill", contexts, rows, rows * tokens, rows * each, {BASE: shapes.weights})
         model = self.model().eval()
         batch = batch_of(model.config, self.choice, rows, shapes)
         batch = {name: values.to(self.device) for name, values in batch.items() if name != "labels"}
@@ -130,7 +129,7 @@ class Bench:
                 clock.start()
                 model(**batch, logits_to_keep=1, use_cache=False)
                 seconds.append(clock.stop())
-        return case, Measured(seconds[self.options.warm :], {"base": held(self.device)})
+        return case, Measured(seconds[self.options.warm :], {BASE: held(self.device)})
 
 
 class Clock:
@@ -225,9 +224,9 @@ def fitted(config: Config, model: Any, batch: dict[str, torch.Tensor], warm: int
         return Measured(watch.seconds[warm:], {})
     peak = float(torch.cuda.max_memory_allocated())
     memory = {
-        "base": base,
-        "adapter, gradients, optimizer": watch.between - base,
-        "activations": peak - watch.between,
+        BASE: base,
+        STATES: watch.between - base,
+        ACTIVATIONS: peak - watch.between,
     }
     return Measured(watch.seconds[warm:], memory)
 

@@ -13,6 +13,10 @@ from mmsrarec_ray.settings import Plan, Tuning
 GIB = 2**30
 VLLM_SHARE = 0.92
 """Of a GPU's memory: the default of vLLM's `gpu_memory_utilization`, which no setting of ours changes."""
+# Parts of the memory, as estimates name them.
+WEIGHTS, CACHE = "weights", "KV cache of one longest sequence"
+BASE, STATES, GATHERED = "base", "adapter, gradients, optimizer", "gathered weights"
+ACTIVATIONS = "activations"
 _LIVE_PARAMETERS = 1e9  # the default of DeepSpeed's stage3_max_live_parameters
 _ADAPTER_BYTES = 16  # a parameter: 2 itself, 2 its gradient, 12 a copy in 32 bit and AdamW's two moments
 
@@ -52,10 +56,19 @@ class Engines:
     def memory(self, max_model_len: int) -> dict[str, float]:
         """What an engine needs to start: vLLM refuses where one sequence of the greatest length finds no room."""
         return {
-            "weights": self.shapes.weights / self.parallel,
+            WEIGHTS: self.shapes.weights / self.parallel,
             "vLLM's overhead": self.plan.engine_overhead_gib * GIB,
-            "KV cache of one longest sequence": max_model_len * self.shapes.kv_bytes(self.parallel),
+            CACHE: max_model_len * self.shapes.kv_bytes(self.parallel),
         }
+
+    def needed(self, max_model_len: int) -> float:
+        """All of it."""
+        return sum(self.memory(max_model_len).values())
+
+    def smaller(self) -> dict[str, str]:
+        """What makes parts of it smaller."""
+        parallel = "raise engine.tensor_parallel_size and engine.gpus"
+        return {WEIGHTS: parallel, CACHE: f"lower model.max_model_len, or {parallel}"}
 
     @property
     def kv_tokens(self) -> float:
@@ -121,9 +134,18 @@ class Trainers:
         n, adapter = self.count, self.shapes.lora_parameters(self.tuning.lora)
         whole = {0: 16, 1: 4, 2: 2, 3: 0}[self.zero]
         return {
-            "base": self.shapes.weights / (n if self.zero == 3 else 1),
-            "adapter, gradients, optimizer": adapter * (whole + (_ADAPTER_BYTES - whole) / n),
+            BASE: self.shapes.weights / (n if self.zero == 3 else 1),
+            STATES: adapter * (whole + (_ADAPTER_BYTES - whole) / n),
         }
+
+    def smaller(self, stage: str) -> dict[str, str]:
+        """What makes parts of the memory smaller, of those that every fine-tuning has. stage: whose settings say so."""
+        zero3 = "" if self.zero == 3 else f"{stage}.deepspeed=zero3 and "
+        ways = [f"lower {stage}.micro_batch_size below {self.micro_batch}"] if self.micro_batch > 1 else []
+        if not self.tuning.gradient_checkpointing:
+            ways.append(f"set {stage}.gradient_checkpointing=true")
+        said = {BASE: f"take {zero3}more workers (train.workers)", STATES: f"lower {stage}.lora.rank"}
+        return said | ({ACTIVATIONS: ", or ".join(ways)} if ways else {})
 
     def gathered(self) -> float:
         """Weights that ZeRO-3 has brought together on a GPU at a time."""

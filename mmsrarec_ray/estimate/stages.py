@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.errors import ConfigError
-from mmsrarec_ray.estimate.machine import GIB, Engines, Trainers
+from mmsrarec_ray.estimate.machine import ACTIVATIONS, GATHERED, GIB, Engines, Trainers
 from mmsrarec_ray.estimate.shapes import Shapes
 from mmsrarec_ray.settings import Tuning
 from mmsrarec_ray.store import Manifest
@@ -15,6 +16,10 @@ from mmsrarec_ray.store import Manifest
 _PARTS_OF_ANSWER = 6  # tokens of "image: ; text: " and the end
 REWARD_BATCH = 32
 """Texts that the frozen model reads at a time (`summarize.tuning.reference`)."""
+BLEND_CASES = 2_000
+"""Validation cases that blends learn their weights from, at most (`methods.blend`)."""
+_BLENDS = "mmsrarec+"
+_SHARE, _LOGITS = "vLLM's share", "rewards' logits"  # parts of the memory of tune_summarizer
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Estimate:
     seconds: dict[str, float]
     note: str
     """What else a planner should know."""
-    advice: str
-    """What makes it smaller."""
+    smaller: dict[str, str]
+    """What makes a part of the memory smaller; parts that no setting does are left out."""
     refused: str = ""
     """Why it would not start though there is memory."""
 
@@ -57,6 +62,13 @@ class Estimate:
         return self.needed <= self.limit and not self.refused
 
     @property
+    def advice(self) -> str:
+        """Where it does not fit: what makes the largest part smaller, of those that can be made so."""
+        if self.needed - sum(self.memory[part] for part in self.smaller) > self.limit:
+            return "take a GPU with more memory (plan.gpu), or a smaller model"
+        return self.smaller[max(self.smaller, key=lambda part: self.memory[part])]
+
+    @property
     def hours(self) -> float:
         return sum(self.seconds.values()) / 3600
 
@@ -66,8 +78,8 @@ def counts_of(config: Config, dataset: Manifest | None) -> Counts:
     if dataset is None:
         return Counts(config.plan.items, 1.0, config.plan.users, False)
     told = dataset.metrics
-    pictured = 1 - told["missing_images"] / max(1, told["items"])
-    return Counts(told["items"], pictured, told["users"], True)
+    without = told["missing_images"] + told["unfetched_images"]  # prompts have a picture of neither
+    return Counts(told["items"], 1 - without / max(1, told["items"]), told["users"], True)
 
 
 def users_of(config: Config, counts: Counts, split: str) -> float:
@@ -154,11 +166,10 @@ def summarize(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
 
 
 def score(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
-    """Every candidate of every test case, one pass each; with prefix caching a user's part is read once."""
+    """Every candidate of every case, one pass each, for `mmsrarec` and its blends together; with prefix caching a
+    user's part is read once for all candidates of a pass."""
     engines, words = _engines(config, shapes), Prompts(config, shapes, counts.pictured)
-    listed = 1 + config.evaluate.negatives if config.evaluate.protocol == "paper" else 0
-    users = users_of(config, counts, "test") * len(config.evaluate.seeds)
-    requests = users * (listed + config.rank.shortlist)
+    users, requests = _questions(config, counts)
     shared, own = words.user(), words.candidate()
     block = config.engine.block_size
     cached = shared // block * block if config.engine.prefix_caching else 0
@@ -167,6 +178,18 @@ def score(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
     flops, tokens = users * shapes.text_flops(cached) + requests * each, users * cached + requests * fresh
     seconds = {"prefill": engines.prefill_seconds(flops, tokens)}
     return _answered(config, engines, (tokens, requests), flops, seconds)
+
+
+def _questions(config: Config, counts: Counts) -> tuple[float, float]:
+    """Times that a user's part is read, and candidates that are asked about. No question is asked twice
+    (`rank.answers`): of a further seed the drawn negatives alone are new."""
+    e, seeds = config.evaluate, len(config.evaluate.seeds)
+    users, drawn = users_of(config, counts, "test"), seeds if e.protocol == "paper" else 0
+    read, asked = users * max(1, drawn), users * (min(1, drawn) + drawn * e.negatives + config.rank.shortlist)
+    if any(name.startswith(_BLENDS) for name in e.methods):
+        learnt = seeds * min(BLEND_CASES, users_of(config, counts, "validation"))
+        read, asked = read + learnt, asked + learnt * (1 + config.methods.blend.negatives)
+    return read, asked
 
 
 def _engines(config: Config, shapes: Shapes) -> Engines:
@@ -178,10 +201,9 @@ def _engines(config: Config, shapes: Shapes) -> Engines:
 def _answered(
     config: Config, engines: Engines, tokens: tuple[float, float], flops: float, seconds: dict[str, float]
 ) -> Estimate:
-    advice = "raise engine.tensor_parallel_size and engine.gpus, or lower model.max_model_len"
     memory = engines.memory(config.model.max_model_len)
     note = f"an engine's KV cache: {max(0, engines.kv_tokens):,.0f} tokens"
-    return Estimate(engines.gpus, memory, engines.limit, *tokens, flops, seconds, note, advice)
+    return Estimate(engines.gpus, memory, engines.limit, *tokens, flops, seconds, note, engines.smaller())
 
 
 def tune_recommender(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
@@ -202,15 +224,15 @@ def tune_recommender(config: Config, shapes: Shapes, counts: Counts) -> Estimate
         "ZeRO-3 gathers": trainers.passes_gathered(train / micro, validation / micro),
     }
     memory = trainers.states() | {
-        "gathered weights": trainers.gathered(),
-        "activations": trainers.activations(
+        GATHERED: trainers.gathered(),
+        ACTIVATIONS: trainers.activations(
             sum(times * each.longest for each, times in whole), sum(times * each.patches for each, times in whole)
         ),
     }
-    advice = "lower tune_recommender.micro_batch_size, set gradient_checkpointing, or take zero3 and more workers"
+    smaller = trainers.smaller("tune_recommender")
     total = train * sum(times * each.tokens for each, times in whole) + validation * asked_times * asked.tokens
     note = trainers.loading(1)
-    return Estimate(trainers.count, memory, trainers.limit, total, 0, learnt + judged, seconds, note, advice)
+    return Estimate(trainers.count, memory, trainers.limit, total, 0, learnt + judged, seconds, note, smaller)
 
 
 def sequences(config: Config, words: Prompts) -> list[tuple[Prompt, float]]:
@@ -258,9 +280,9 @@ def tune_summarizer(config: Config, shapes: Shapes, counts: Counts) -> Estimate:
         seconds["weights to the sampler"] = trainers.gather_seconds(s.steps) if trainers.zero == 3 else 0.0
     flops = learnt + judged + (answers * (asked + said) if sampler else 0)
     memory = _grpo_memory(config, trainers, sampler, words)
-    advice = "lower tune_summarizer.vllm_memory or summarize.max_text_chars, or sample by a vllm_server"
+    smaller = _grpo_smaller(config, trainers, sampler, memory)
     total, note, refused = (answers * prompt.tokens, answers * written), trainers.loading(2), _refused(config, sampler)
-    return Estimate(trainers.count, memory, trainers.limit, *total, flops, seconds, note, advice, refused)
+    return Estimate(trainers.count, memory, trainers.limit, *total, flops, seconds, note, smaller, refused)
 
 
 def _sampler(config: Config, trainers: Trainers) -> Engines | None:
@@ -276,7 +298,7 @@ def _refused(config: Config, sampler: Engines | None) -> str:
     """What vLLM says to a share in which it cannot work."""
     if sampler is None or config.tune_summarizer.generation != "vllm_colocate":
         return ""
-    needed = sum(sampler.memory(config.model.max_model_len).values())
+    needed = sampler.needed(config.model.max_model_len)
     if needed <= sampler.limit:
         return ""
     return (
@@ -310,12 +332,31 @@ def _grpo_memory(config: Config, trainers: Trainers, sampler: Engines | None, wo
     s, shapes, prompt = config.tune_summarizer, trainers.shapes, words.item()
     memory = trainers.states() | {"frozen model of the rewards": shapes.weights}
     if s.generation == "vllm_colocate" and sampler:
-        memory["vLLM's share"] = sampler.limit
-    learning = trainers.gathered() + trainers.activations(prompt.longest + s.max_tokens, prompt.patches)
-    together = shapes.weights if trainers.zero == 3 else 0
+        memory[_SHARE] = sampler.limit
     text = words.line + config.summarize.max_text_chars / config.plan.chars_per_token
-    logits = REWARD_BATCH * text * shapes.vocabulary * (shapes.width + 4) if _reads_text(config) else 0
-    return memory | {"activations, the policy together or rewards' logits": max(learning, together, logits)}
+    learning = trainers.activations(prompt.longest + s.max_tokens, prompt.patches)
+    moments: list[dict[str, float]] = [
+        {GATHERED: trainers.gathered(), ACTIVATIONS: learning},
+        {"the policy together": shapes.weights if trainers.zero == 3 else 0},
+        {_LOGITS: REWARD_BATCH * text * shapes.vocabulary * (shapes.width + 4) if _reads_text(config) else 0},
+    ]
+    return memory | max(moments, key=lambda moment: sum(moment.values()))
+
+
+def _grpo_smaller(
+    config: Config, trainers: Trainers, sampler: Engines | None, memory: dict[str, float]
+) -> dict[str, str]:
+    """What makes the parts that are there smaller."""
+    elsewhere = "sample by a vllm_server (tune_summarizer.generation)"
+    said = trainers.smaller("tune_summarizer") | {
+        _SHARE: elsewhere,
+        _LOGITS: "lower summarize.max_text_chars, or take tune_summarizer.reference=words",
+    }
+    if _SHARE in memory and sampler:
+        least = math.ceil(100 * sampler.needed(config.model.max_model_len) / sampler.gpu.memory) / 100
+        if least < config.tune_summarizer.vllm_memory:
+            said[_SHARE] = f"lower tune_summarizer.vllm_memory, to {least:.2f} at the least, or {elsewhere}"
+    return {part: what for part, what in said.items() if part in memory}
 
 
 ESTIMATED: dict[str, Callable[[Config, Shapes, Counts], Estimate]] = {

@@ -33,7 +33,7 @@ class Estimates:
         """stages: names of those that would run; dataset: the manifest of the run's dataset, None where there is none
         yet. Where no GPU is asked for, nothing is estimated."""
         counts = counts_of(config, dataset)
-        names, others = ([name for name in stages if (name in ESTIMATED) == ours] for ours in (True, False))
+        names, others = ([name for name in stages if (_kind(name) in ESTIMATED) == ours] for ours in (True, False))
         if not (config.engine.gpus or config.train.gpu):
             return cls(config, None, counts, {}, others)
         try:
@@ -42,7 +42,7 @@ class Estimates:
             shapes = shapes_of(config.model)
         except ConfigError as error:
             return cls(config, None, counts, dict.fromkeys(names, str(error)), others)
-        return cls(config, shapes, counts, {name: _estimate(name, config, shapes, counts) for name in names}, others)
+        return cls(config, shapes, counts, _each(names, config, shapes, counts), others)
 
     def summary(self, stage: str) -> dict[str, Any]:
         """For the plan in the job's last line; empty where nothing is estimated."""
@@ -98,9 +98,23 @@ class Estimates:
         ]
 
 
+def _kind(stage: str) -> str:
+    """The stage that a stage is estimated as: a blend as `score mmsrarec`, since both ask the same questions."""
+    return stage.partition("+")[0]
+
+
+def _each(names: Sequence[str], config: Config, shapes: Shapes, counts: Counts) -> dict[str, Estimate | str]:
+    """What is asked alike is estimated once, at the first stage that asks it."""
+    first = {_kind(name): name for name in reversed(names)}
+    found: dict[str, Estimate | str] = {
+        name: f"its questions are those of {first[_kind(name)]}, and asked once" for name in names
+    }
+    return found | {name: _estimate(name, config, shapes, counts) for name in first.values()}
+
+
 def _estimate(name: str, config: Config, shapes: Shapes, counts: Counts) -> Estimate | str:
     try:
-        return ESTIMATED[name](config, shapes, counts)
+        return ESTIMATED[_kind(name)](config, shapes, counts)
     except ConfigError as error:
         return str(error)
 

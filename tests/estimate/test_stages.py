@@ -15,6 +15,7 @@ from mmsrarec_ray.config import load
 from mmsrarec_ray.estimate import table
 from mmsrarec_ray.estimate.shapes import Shapes
 from mmsrarec_ray.estimate.stages import (
+    BLEND_CASES,
     REWARD_BATCH,
     Counts,
     Estimate,
@@ -27,6 +28,7 @@ from mmsrarec_ray.estimate.stages import (
 )
 from mmsrarec_ray.estimate.table import Estimates
 from mmsrarec_ray.job import main
+from mmsrarec_ray.methods import blend
 from mmsrarec_ray.pipeline import Pipeline
 from mmsrarec_ray.store import Manifest
 from mmsrarec_ray.summarize.tuning import reference
@@ -40,7 +42,7 @@ OURS = ("summarize", "tune_summarizer", "tune_recommender", "score mmsrarec")
 def told(qwen: Shapes, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The estimates of configs/gpu.yaml with some settings, without building the model each time."""
     monkeypatch.setattr(table, "shapes_of", lambda model: qwen)
-    return lambda *words: Estimates.of(gpu(*words), ["prepare", *OURS], None)
+    return lambda *words, stages=("prepare", *OURS): Estimates.of(gpu(*words), stages, None)
 
 
 @pytest.fixture
@@ -94,6 +96,78 @@ def test_a_model_that_does_not_fit_is_said_with_what_helps(told: Any) -> None:
     assert "DOES NOT FIT" not in told().text()
 
 
+# One worker with the defaults of a fine-tuning, which are for small models.
+LARGE = ("train.workers=1", "tune_summarizer.batch_size=64", "tune_summarizer.deepspeed=null")
+PLAIN = (*LARGE, "tune_summarizer.gradient_checkpointing=false", "tune_summarizer.generation=transformers")
+OFFERED = (*LARGE, "tune_recommender.deepspeed=null", "tune_recommender.gradient_checkpointing=true")
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "advice", "helps"),
+    [
+        (
+            *("tune_summarizer", (*PLAIN, "tune_summarizer.micro_batch_size=32")),
+            "lower tune_summarizer.micro_batch_size below 32, or set tune_summarizer.gradient_checkpointing=true",
+            ("tune_summarizer.micro_batch_size=8", "tune_summarizer.gradient_checkpointing=true"),
+        ),
+        (
+            *("tune_summarizer", (*PLAIN, "tune_summarizer.micro_batch_size=1", "plan.gpu=L40S-48GB")),
+            "take tune_summarizer.deepspeed=zero3 and more workers (train.workers)",
+            ("tune_summarizer.deepspeed=zero3", "train.workers=8"),
+        ),
+        (
+            *("tune_summarizer", ("summarize.max_text_chars=4000", "tune_summarizer.deepspeed=zero2")),
+            "lower summarize.max_text_chars, or take tune_summarizer.reference=words",
+            ("summarize.max_text_chars=2000",),
+        ),
+        (
+            *("tune_summarizer", ("tune_summarizer.vllm_memory=0.6",)),
+            "lower tune_summarizer.vllm_memory, to 0.29 at the least, or sample by a vllm_server "
+            "(tune_summarizer.generation)",
+            ("tune_summarizer.vllm_memory=0.29",),
+        ),
+        (
+            *("tune_summarizer", ("plan.gpu=L40S-48GB",)),
+            "sample by a vllm_server (tune_summarizer.generation)",
+            ("tune_summarizer.generation=vllm_server",),
+        ),
+        (
+            *("tune_summarizer", ("plan.gpu=L4-24GB",)),
+            "take a GPU with more memory (plan.gpu), or a smaller model",
+            ("plan.gpu=H100-80GB",),
+        ),
+        (
+            *("tune_recommender", ("tune_recommender.micro_batch_size=8",)),
+            "lower tune_recommender.micro_batch_size below 8, or set tune_recommender.gradient_checkpointing=true",
+            ("tune_recommender.micro_batch_size=2",),
+        ),
+        (
+            *("tune_recommender", (*OFFERED, "plan.gpu=L4-24GB", "plan.reserve_gib=7")),
+            "take tune_recommender.deepspeed=zero3 and more workers (train.workers)",
+            ("tune_recommender.deepspeed=zero3", "train.workers=8"),
+        ),
+        (
+            *("summarize", ("plan.gpu=L4-24GB", "engine.tensor_parallel_size=1", "engine.gpus=1")),
+            "raise engine.tensor_parallel_size and engine.gpus",
+            ("engine.tensor_parallel_size=2", "engine.gpus=2"),
+        ),
+        (
+            *("summarize", ("model.max_model_len=4000000",)),
+            "lower model.max_model_len, or raise engine.tensor_parallel_size and engine.gpus",
+            ("model.max_model_len=8192",),
+        ),
+    ],
+)
+def test_advice_follows_the_largest_part_and_helps(
+    told: Any, stage: str, words: tuple[str, ...], advice: str, helps: tuple[str, ...]
+) -> None:
+    large = told(*words)
+    assert f"{large.config.plan.gpu}: {advice}." in large.text()
+    found = large.stages[stage]
+    assert (found.fits, found.advice) == (False, advice)
+    assert told(*words, *helps).stages[stage].fits
+
+
 def test_a_share_in_which_vllm_cannot_start_is_said(told: Any) -> None:
     found = told("tune_summarizer.vllm_memory=0.2")
     assert not found.stages["tune_summarizer"].fits
@@ -125,8 +199,40 @@ def test_a_prefix_is_read_once_for_all_candidates(qwen: Shapes) -> None:
     assert apart.hours > 5 * found.hours
     liked = score(gpu(*words, "rank.liked=8"), qwen, MILLION)
     assert liked.tokens_in - found.tokens_in == 1e5 * 48  # two lines of eight keywords, as long as one of an item
+
+
+def test_seeds_ask_about_their_own_negatives_and_nothing_else_again(qwen: Shapes) -> None:
+    words = ("rank.candidate=keywords", "retrieve.history=5", "retrieve.neighbours=3")
     twice = score(gpu(*words, "evaluate.seeds=[0, 1]"), qwen, MILLION)
-    assert twice.hours == pytest.approx(2 * found.hours)
+    assert twice.tokens_out == 1e5 * (1 + 2 * 20 + 20)  # the positive, two draws of negatives, the shortlist
+    assert twice.tokens_in == 2 * 1e5 * (80 + 8 * 48) + twice.tokens_out * 48
+    pool = ("evaluate.protocol=full", "rank.shortlist=200")
+    once, five = (score(gpu(*pool, f"evaluate.seeds={seeds}"), qwen, MILLION) for seeds in ([0], [0, 1, 2, 3, 4]))
+    assert once.tokens_out == 1e6 * 200
+    assert (five.tokens_in, five.tokens_out, five.hours) == (once.tokens_in, once.tokens_out, once.hours)
+
+
+def test_blends_ask_some_validation_cases_besides(qwen: Shapes) -> None:
+    assert BLEND_CASES == blend._CASES
+    words = ("rank.candidate=keywords", "retrieve.history=5", "retrieve.neighbours=3", "methods.blend.negatives=7")
+    blends = "evaluate.methods=[mmsrarec, mmsrarec+retrieval, mmsrarec+fusion]"
+    alone, beside = (score(gpu(*words, *more), qwen, MILLION) for more in ((), (blends,)))
+    assert beside.tokens_out - alone.tokens_out == 2_000 * (1 + 7)
+    assert beside.tokens_in - alone.tokens_in == 2_000 * (80 + 8 * 48) + 2_000 * 8 * 48
+    few = score(gpu(*words, blends, "evaluate.seeds=[0, 1]"), qwen, Counts(1e6, 1.0, 1e3, False))
+    assert few.tokens_out == 1e2 * (1 + 2 * 20 + 20) + 2 * 1e2 * (1 + 7)
+
+
+def test_a_blend_is_work_on_gpus_and_questions_count_once(told: Any) -> None:
+    [alone] = told(stages=["score mmsrarec+retrieval"]).stages.values()
+    assert isinstance(alone, Estimate)
+    found = told(stages=["score random", "score mmsrarec", "score mmsrarec+retrieval", "score mmsrarec+fusion"])
+    assert found.others == ["score random"]
+    assert found.stages["score mmsrarec"] == alone
+    said = "not estimated: its questions are those of score mmsrarec, and asked once"
+    for name in ("retrieval", "fusion"):
+        assert f"  score mmsrarec+{name}: {said}" in found.text().splitlines()
+        assert found.summary(f"score mmsrarec+{name}") == {}
 
 
 def test_a_recommender_learns_from_each_positive_and_its_negatives(qwen: Shapes) -> None:
@@ -156,21 +262,21 @@ def test_rewards_that_ask_no_model_cost_nothing(qwen: Shapes) -> None:
 def test_logits_of_the_longest_texts_count_in_a_batch_of_the_reference(qwen: Shapes) -> None:
     assert REWARD_BATCH == reference._BATCH
     found = tune_summarizer(gpu("tune_summarizer.deepspeed=zero2"), qwen, MILLION)
-    last = "activations, the policy together or rewards' logits"
-    assert found.memory[last] == pytest.approx(32 * (2000 / 4 + 48) * 152064 * (2 + 4))
+    assert found.memory["rewards' logits"] == pytest.approx(32 * (2000 / 4 + 48) * 152064 * (2 + 4))
     whole = tune_summarizer(gpu(), qwen, MILLION)
-    assert whole.memory[last] == qwen.weights, "ZeRO-3 brings the policy together, which is more"
+    assert whole.memory["the policy together"] == qwen.weights, "ZeRO-3 brings the policy together, which is more"
+    assert "rewards' logits" not in whole.memory
 
 
 def test_counts_are_those_of_the_dataset_where_it_is_there() -> None:
     dataset = Manifest(
         **dict.fromkeys(("artefact", "fingerprint", "code", "package"), ""),
         **{name: {} for name in ("engine", "config", "inputs", "files", "counts")},
-        metrics={"items": 200, "missing_images": 50, "users": 30},
+        metrics={"items": 200, "missing_images": 50, "unfetched_images": 30, "users": 30},
         seconds=0,
         created=datetime.now(UTC),
     )
-    assert counts_of(gpu(), dataset) == Counts(200, 0.75, 30, True)
+    assert counts_of(gpu(), dataset) == Counts(200, 0.6, 30, True)
     assert "200 items, 30 users (of the dataset)" in Estimates.of(gpu(), ["summarize"], dataset).text()
     assert counts_of(gpu("plan.items=7"), None).items == 7
 
