@@ -18,6 +18,8 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from mmsrarec_ray.config import Config, load_tree
+from mmsrarec_ray.estimate.stages import ESTIMATED, Estimate
+from mmsrarec_ray.estimate.table import Estimates
 from mmsrarec_ray.models.engine import engine_cpus
 from mmsrarec_ray.serve.graph import _overrides
 
@@ -155,6 +157,14 @@ def test_the_engines_of_the_settings_fit_the_workers() -> None:
     assert config.engine.concurrency * config.engine.gpus <= room["gpu"]
     assert config.engine.cpus <= int(asked["gpu"]["cpu"])
     assert engine_cpus(config) <= sum(room[name] * int(asked[name]["cpu"]) for name in ("cpu", "gpu"))
+
+
+def test_every_job_fits_the_gpus_that_it_asks_for() -> None:
+    for words in {tuple(shlex.split(job["entrypoint"])[4:]) for job in jobs()}:
+        found = Estimates.of(settings(words), list(ESTIMATED), None)
+        assert {name: isinstance(each, Estimate) and each.fits for name, each in found.stages.items()} == dict.fromkeys(
+            ESTIMATED, True
+        ), found.text()
 
 
 def test_the_service_is_one_that_serve_and_the_project_accept() -> None:
