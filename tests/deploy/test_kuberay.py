@@ -18,10 +18,11 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from mmsrarec_ray.config import Config, load_tree
+from mmsrarec_ray.errors import ArtefactError
 from mmsrarec_ray.estimate.stages import ESTIMATED, Estimate
 from mmsrarec_ray.estimate.table import Estimates
 from mmsrarec_ray.models.engine import engine_cpus
-from mmsrarec_ray.serve.graph import _overrides
+from mmsrarec_ray.serve.graph import _overrides, application
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "deploy/kuberay").glob("*.yaml"))
@@ -175,12 +176,22 @@ def test_the_service_is_one_that_serve_and_the_project_accept() -> None:
     assert callable(getattr(importlib.import_module(module), name))
     arguments = dict(application.args)
     assert arguments.pop("run") == settings().run
+    assert isinstance(arguments.pop("pipeline"), str)
     served = settings(_overrides(arguments))  # as the service does: over those that the recommender was made with
     for template in templates(spec["rayClusterConfig"]):
         names = {variable["name"] for variable in template["spec"]["containers"][0]["env"]}
         assert {served.serve.write_keys_env, served.serve.read_keys_env} <= names
         assert served.serve.store is not None
         assert served.serve.store.removeprefix("env:") in names
+
+
+def test_the_service_takes_the_pipeline_that_its_manifest_names(tmp_path: Path) -> None:
+    """Whatever pipelines the run has: what stands there before somebody has chosen is refused."""
+    spec = yaml.safe_load(one("RayService")["spec"]["serveConfigV2"])
+    arguments = spec["applications"][0]["args"] | {"run": str(tmp_path)}
+    with pytest.raises(ArtefactError, match="pipeline/FINGERPRINT: there is no such pipeline"):
+        application(arguments)
+    assert "`FINGERPRINT`" in (ROOT / "docs/operations.md").read_text(), "the page says what stands there"
 
 
 def test_the_service_is_upgraded_step_by_step() -> None:
