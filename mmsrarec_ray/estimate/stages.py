@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.errors import ConfigError
@@ -97,8 +97,11 @@ class Prompt:
     tokens: float
     """On average: what takes time."""
     longest: float
-    """What memory must be there for."""
+    """What memory must be there for: with a picture, where there are any."""
     patches: float
+    """On average."""
+    most_patches: float
+    """Where there is a picture."""
 
 
 class Prompts:
@@ -112,9 +115,10 @@ class Prompts:
         return min(self.plan.text_chars, limit) / self.plan.chars_per_token
 
     def _patches(self) -> float:
+        """Of a picture; 0 where no item has one."""
         given = self.plan.picture_tokens
         whole = given * self.shapes.merge**2 if given else self.shapes.patches(self.config.model.image_size)
-        return self.pictured * whole
+        return whole if self.pictured else 0
 
     @property
     def line(self) -> float:
@@ -131,9 +135,10 @@ class Prompts:
         return self._with_picture(self.plan.template_tokens, self.config.summarize.max_text_chars)
 
     def _with_picture(self, before: float, limit: int) -> Prompt:
-        patches = self._patches()
-        rest = before + patches / self.shapes.merge**2
-        return Prompt(rest + self.text(limit), rest + limit / self.plan.chars_per_token, patches)
+        most, merged = self._patches(), self.shapes.merge**2
+        mean = self.pictured * most
+        longest = before + most / merged + limit / self.plan.chars_per_token
+        return Prompt(before + mean / merged + self.text(limit), longest, mean, most)
 
     def user(self) -> float:
         """The part that a user's candidates share."""
@@ -145,9 +150,9 @@ class Prompts:
         """What differs between a user's candidates."""
         form, limit = self.config.rank.candidate, self.config.rank.max_text_chars
         if form == "keywords":
-            return Prompt(self.line, self.line, 0)
+            return Prompt(self.line, self.line, 0, 0)
         if form == "text":
-            return Prompt(self.text(limit), limit / self.plan.chars_per_token, 0)
+            return Prompt(self.text(limit), limit / self.plan.chars_per_token, 0, 0)
         return self._with_picture(0, limit)
 
 
@@ -226,7 +231,7 @@ def tune_recommender(config: Config, shapes: Shapes, counts: Counts) -> Estimate
     memory = trainers.states() | {
         GATHERED: trainers.gathered(),
         ACTIVATIONS: trainers.activations(
-            sum(times * each.longest for each, times in whole), sum(times * each.patches for each, times in whole)
+            sum(times * each.longest for each, times in whole), sum(times * each.most_patches for each, times in whole)
         ),
     }
     smaller = trainers.smaller("tune_recommender")
@@ -240,12 +245,13 @@ def sequences(config: Config, words: Prompts) -> list[tuple[Prompt, float]]:
     tuning, candidate, user, item = config.tune_recommender, words.candidate(), words.user(), words.item()
     offered, tasks = 1 + tuning.negatives, tuning.tasks
     told = tasks.next_item + tasks.interests  # behind the user's part, each with a line for an answer
-    described = Prompt(item.tokens + words.line, item.longest + words.line, item.patches), tasks.item_keywords
+    described = replace(item, tokens=item.tokens + words.line, longest=item.longest + words.line), tasks.item_keywords
     if tuning.shared_prefix:
-        behind = offered * candidate.tokens + told * words.line, offered * candidate.longest + told * words.line
-        return [(Prompt(user + behind[0], user + behind[1], offered * candidate.patches), 1.0), described]
-    choice = Prompt(user + candidate.tokens, user + candidate.longest, candidate.patches), float(offered)
-    return [choice, (Prompt(user + words.line, user + words.line, 0), told), described]
+        before, patches = user + told * words.line, (offered * candidate.patches, offered * candidate.most_patches)
+        lengths = before + offered * candidate.tokens, before + offered * candidate.longest
+        return [(Prompt(*lengths, *patches), 1.0), described]
+    choice = replace(candidate, tokens=user + candidate.tokens, longest=user + candidate.longest), float(offered)
+    return [choice, (Prompt(user + words.line, user + words.line, 0, 0), told), described]
 
 
 def _trainers(config: Config, tuning: Tuning, shapes: Shapes) -> Trainers:
@@ -334,7 +340,7 @@ def _grpo_memory(config: Config, trainers: Trainers, sampler: Engines | None, wo
     if s.generation == "vllm_colocate" and sampler:
         memory[_SHARE] = sampler.limit
     text = words.line + config.summarize.max_text_chars / config.plan.chars_per_token
-    learning = trainers.activations(prompt.longest + s.max_tokens, prompt.patches)
+    learning = trainers.activations(prompt.longest + s.max_tokens, prompt.most_patches)
     moments: list[dict[str, float]] = [
         {GATHERED: trainers.gathered(), ACTIVATIONS: learning},
         {"the policy together": shapes.weights if trainers.zero == 3 else 0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,15 @@ def test_logits_of_the_longest_texts_count_in_a_batch_of_the_reference(qwen: Sha
     whole = tune_summarizer(gpu(), qwen, MILLION)
     assert whole.memory["the policy together"] == qwen.weights, "ZeRO-3 brings the policy together, which is more"
     assert "rewards' logits" not in whole.memory
+
+
+def test_memory_is_there_for_pictures_though_few_items_have_one(qwen: Shapes) -> None:
+    for stage in (tune_summarizer, tune_recommender):
+        config = gpu("tune_summarizer.micro_batch_size=32", "tune_summarizer.gradient_checkpointing=false")
+        whole, few, none = (stage(config, qwen, replace(MILLION, pictured=share)) for share in (1.0, 0.1, 0.0))
+        assert few.needed == pytest.approx(whole.needed)
+        assert none.needed < few.needed
+        assert none.hours < few.hours < whole.hours
 
 
 def test_counts_are_those_of_the_dataset_where_it_is_there() -> None:
