@@ -95,6 +95,11 @@ class Stage(ABC):
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         """Write the result into `out`. inputs: artefact name -> published artefact."""
 
+    def clear_up(self, artefact: Artefact) -> None:
+        """Remove what a killed run would have gone on from and that lies outside its folder. Called when the result is
+        published."""
+        return
+
     def announce(self, artefact: Artefact, run: Run) -> None:
         """Put the result where people look for it. Called whenever a job that has it or needs it ends well."""
         return
@@ -221,6 +226,7 @@ def _publish(step: Planned, artefact: Artefact, lease: Lease) -> None:
     artefact.publish(manifest)
     for name in stage.scratch:
         artefact.folder.discard(name)
+    stage.clear_up(artefact)
     say(f"{stage.name}: done in {seconds:.1f} s, {_counts(outcome.counts)}")
 
 

@@ -1,4 +1,4 @@
-"""Who may write into a folder of a run: one process at a time, on any filesystem that pyarrow knows.
+"""Who may write into a folder that jobs share: one process at a time, on any filesystem that pyarrow knows.
 
 Object stores have no locks and pyarrow no exclusive creation, so a process writes a claim of its own beside the folder
 and then looks who else has one. Whoever writes first and looks afterwards is sure that of two at least one sees the

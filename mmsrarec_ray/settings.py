@@ -159,8 +159,8 @@ class Build(Settings):
     """`compact`: what the vision tower first learns to see like, from ImageNet, by two packages of the extra `distil`;
     null: nothing, it begins with the catalogue's labels."""
     cache: str | None = None
-    """An absolute local folder for drawings and checkpoints, from which a killed build goes on; null: one in the
-    user's cache folder."""
+    """An absolute local folder for drawings and checkpoints, from which a killed build goes on; each result has a
+    folder of its own there until it is published. null: one in the user's cache folder."""
     smoke: bool = False
     """A useless model in seconds, to see that all parts work."""
 

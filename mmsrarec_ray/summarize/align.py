@@ -168,10 +168,10 @@ class Aligner:
         self.precision: Precision = settings.precision or "float32"
         self.best: tuple[float, dict[str, torch.Tensor]] | None = None
         self.train = {form: catalogue.fitting(TRAIN, form) for form in (BOTH, IMAGE_ONLY, TEXT_ONLY)}
-        self.validation = {
-            form: catalogue.fitting(VALIDATION, form)[: settings.validation_items] for form in (BOTH, TEXT_ONLY)
-        }
-        self.seen_in_validation = catalogue.fitting(VALIDATION, IMAGE_ONLY)
+        held_out = {form: catalogue.fitting(VALIDATION, form) for form in (BOTH, TEXT_ONLY, IMAGE_ONLY)}
+        self.validated: Form = next(form for form, items in held_out.items() if items)
+        self.asked_in_validation = held_out[self.validated][: settings.validation_items]
+        self.seen_in_validation = held_out[IMAGE_ONLY]
         connector = list(model.model.connector.parameters())
         tower = [*model.model.vision_model.parameters(), *self.whole["head"].parameters()]
         self._text = [each for name, each in model.named_parameters() if self._of_text(name)]
@@ -258,10 +258,11 @@ class Aligner:
 
     @torch.no_grad()
     def validate(self, speaking: bool) -> float:
-        """Mean loss on validation items: of the labels, or of the answer to prompts with both parts."""
+        """Mean loss on validation items: of the labels, or of the answer to prompts with both parts; with one where no
+        item has both."""
         self.model.eval()
-        form = BOTH if self.validation[BOTH] else TEXT_ONLY
-        items = self.validation[form] if speaking else self.seen_in_validation
+        form = self.validated
+        items = self.asked_in_validation if speaking else self.seen_in_validation
         sums, count = 0.0, 0
         for start in range(0, len(items), 16):
             batch = items[start : start + 16]
@@ -274,7 +275,7 @@ class Aligner:
                     assert tokens is not None
                     each = self._label_loss(tokens, batch).expand(len(batch))
             sums, count = sums + each.sum().item(), count + len(each)
-        return sums / max(count, 1)
+        return sums / count
 
     def _state(self) -> dict[str, torch.Tensor]:
         """All that training has changed so far, without copies."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.errors import LeaseError
 from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.lease import held
 from mmsrarec_ray.models.smollm2 import find_gguf
 from mmsrarec_ray.models.teacher import find_weights
 from mmsrarec_ray.store import Artefact, Folder, source_fingerprint
@@ -23,8 +27,9 @@ class BuildModel(Stage):
     name: ClassVar[str] = "build_model"
     artefact: ClassVar[str] = "model"
     code: ClassVar[tuple[str, ...]] = (
-        *("data/shop", "models/architecture", "models/tokenizer", "models/pretrain_vision", "models/smollm2"),
-        *("summarize/build_tiny", "summarize/teach", "summarize/lessons", "summarize/reading"),
+        *("data/shop/draw", "data/shop/law", "data/shop/truth", "data/shop/write", "data/images", "intervals"),
+        *("models/architecture", "models/tokenizer", "models/pretrain_vision", "models/smollm2"),
+        *("summarize/build", "summarize/build_tiny", "summarize/teach", "summarize/lessons", "summarize/reading"),
         *("summarize/evaluate_tiny", "summarize/compact", "summarize/align", "summarize/catalogue"),
         *("summarize/targets", "summarize/examine", "summarize/distil", "summarize/probe", "models/teacher"),
         *("summarize/training", "summarize/prompts", "summarize/keywords"),
@@ -68,21 +73,29 @@ class BuildModel(Stage):
                 find_weights()
 
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
-        out.clear()
-        with tempfile.TemporaryDirectory() as scratch:
+        cache = self._cache(out)
+        with held(cache), tempfile.TemporaryDirectory() as scratch:  # a job of another run folder may make the same
+            if self.fresh:
+                cache.clear()
+            out.clear()
             model = Path(scratch) / "model"
-            counts, metrics = self._build(model, inputs)
+            counts, metrics = self._build(model, inputs, Path(cache.path))
             for file in sorted(model.iterdir()):
                 out.write_bytes(file.name, file.read_bytes())
         return Outcome(counts, metrics)
 
-    def _build(self, model: Path, inputs: dict[str, Artefact]) -> tuple[dict[str, int], dict[str, Any]]:
+    def clear_up(self, artefact: Artefact) -> None:
+        cache = self._cache(artefact.folder)
+        with suppress(LeaseError), held(cache):  # whoever has it by now makes the same, and removes it then
+            shutil.rmtree(cache.path, ignore_errors=True)
+
+    def _build(self, model: Path, inputs: dict[str, Artefact], cache: Path) -> tuple[dict[str, int], dict[str, Any]]:
         if isinstance(self.recipe, align.Alignment):
             dataset = inputs["dataset"]
-            figures = build_compact(model, dataset.folder, self._gguf(), self.recipe, self._cache())
+            figures = build_compact(model, dataset.folder, self._gguf(), self.recipe, cache)
             told = {form: {k: v for k, v in each.items() if k != "samples"} for form, each in figures.items()}
             return {"in": dataset.manifest.counts["items_out"], "out": 1}, told  # samples stand in figures.json
-        exam = build_tiny(model, self._cache(), self.recipe)
+        exam = build_tiny(model, cache, self.recipe)
         columns = exam.summaries | {f"questions, {shown}": each for shown, each in exam.reading.items()}
         flat = {f"{asked}: {name}": round(s.value, 4) for asked, each in columns.items() for name, s in each.items()}
         return {"in": self.recipe.items, "out": 1}, flat
@@ -91,8 +104,7 @@ class BuildModel(Stage):
         given = self.config.build.gguf
         return find_gguf(Path(given) if given else None)
 
-    def _cache(self) -> Path:
-        if self.config.build.cache is not None:
-            return Path(self.config.build.cache)
-        name = f"{self.config.build.model}{'-smoke' if self.config.build.smoke else ''}"
-        return Path.home() / ".cache" / "mmsrarec_ray" / name
+    def _cache(self, out: Folder) -> Folder:
+        """A folder of this result alone: its fingerprint names all that decides what is kept there."""
+        above = self.config.build.cache or str(Path.home() / ".cache" / "mmsrarec_ray" / self.name)
+        return Folder.at(above) / out.path.rpartition("/")[2]

@@ -236,7 +236,8 @@ def _card(figures: Figures, guess: dict[str, float], parameters: int, vocabulary
 
 
 def build_tiny(out: Path, cache: Path, recipe: Recipe) -> Figures:
-    """Make the tiny model in the folder `out`, which must not exist yet; `cache` keeps what can be taken up again.
+    """Make the tiny model in the folder `out`, which must not exist yet; `cache` keeps what can be taken up again
+    and must be a folder of this recipe and code alone.
 
     Returns its figures. Raises FileExistsError where `out` exists.
     """

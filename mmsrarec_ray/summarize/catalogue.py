@@ -22,7 +22,7 @@ from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
 from mmsrarec_ray.errors import ArtefactError, InputError
 from mmsrarec_ray.models.architecture import normalise
 from mmsrarec_ray.models.tokenizer import IMAGE
-from mmsrarec_ray.store import MANIFEST, Folder, fingerprint
+from mmsrarec_ray.store import MANIFEST, Folder, code_fingerprint, fingerprint
 from mmsrarec_ray.summarize.keywords import render
 from mmsrarec_ray.summarize.lessons import IMAGE_ONLY, MAX_KEYWORDS, Form, LanguageBatch
 from mmsrarec_ray.summarize.prompts import item_text, user_content
@@ -34,6 +34,7 @@ _SMALLEST_CROP = 0.6  # of a side
 _LIGHT, _TINT = 0.2, 0.1  # largest change of all channels, and of each
 _SORTED_TOGETHER = 16  # batches whose examples are sorted by length, so that little is padding
 _LIMITS = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
+_DRAWN_BY = ("data/images", "models/architecture", "summarize/catalogue")
 _COLUMNS = ["item_id", "title", "text", "image", "image_uri", "attributes", "content_hash", "split"]
 
 
@@ -87,10 +88,11 @@ def read_rows(dataset: Folder, per_split: int, seed: int) -> list[dict[str, Any]
 def draw_on(rows: Sequence[dict[str, Any]], processor: Idefics3Processor, cache: Path) -> tuple[np.ndarray, list[int]]:
     """The pictures as the processor squares them: uint8 (n, size, size, 3), and each row's place in them or -1.
 
-    An item without a usable picture has none. They are kept in `cache` under the hash of the items' contents.
+    An item without a usable picture has none. They are kept in `cache` under the hash of the items' contents
+    and of the code that makes them.
     """
     size = processor.image_processor.max_image_size["longest_edge"]
-    name = fingerprint([size, [row["content_hash"] for row in rows]])
+    name = fingerprint([size, code_fingerprint(_DRAWN_BY), [row["content_hash"] for row in rows]])
     pixels_path, places_path = cache / f"pictures-{name}.npy", cache / f"places-{name}.npy"
     if not places_path.exists():
         cache.mkdir(parents=True, exist_ok=True)

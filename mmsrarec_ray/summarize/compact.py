@@ -82,8 +82,9 @@ def align_on(
 ) -> dict[str, Any]:
     """Give this text model sight and align it on a published dataset; the folder `out` must not exist yet.
 
-    `cache` keeps pictures and checkpoints, from which a run that was stopped goes on. Returns the figures on test
-    items. Raises FileExistsError where `out` exists, ArtefactError or InputError where the dataset does not serve.
+    `cache` keeps pictures and checkpoints, from which a run that was stopped goes on; it must be a folder of this
+    dataset, text model and code alone. Returns the figures on test items. Raises FileExistsError where `out` exists,
+    ArtefactError or InputError where the dataset does not serve.
     """
     if out.exists():
         raise FileExistsError(f"out must be a folder that does not exist yet. Got {out}.")

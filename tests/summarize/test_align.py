@@ -1,8 +1,10 @@
 """The compact model's teacher: targets a person can work out, the real prompts, lower losses, exact resumption."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,9 @@ from mmsrarec_ray.errors import ArtefactError, InputError
 from mmsrarec_ray.models.architecture import build_processor
 from mmsrarec_ray.models.tokenizer import train_tokenizer
 from mmsrarec_ray.store import MANIFEST, Folder
+from mmsrarec_ray.summarize import catalogue as catalogues
 from mmsrarec_ray.summarize.align import SMOKE, Aligner, align, alignment
+from mmsrarec_ray.summarize.build import BuildModel
 from mmsrarec_ray.summarize.catalogue import Catalogue, Fields, Item, distort, draw_on, read_rows, step_items
 from mmsrarec_ray.summarize.compact import align_on, start_model
 from mmsrarec_ray.summarize.examine import Answer, constant_guess, image_figures, overlap, text_figures, total
@@ -53,15 +57,18 @@ def row(index, folder):
     }
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """A published dataset of 40 films of two kinds, with plain posters; the last has none."""
-    folder = tmp_path_factory.mktemp("films")
-    (folder / "items").mkdir()
-    rows = [row(index, folder) for index in range(40)]
+def published(folder, **changed):
+    """A published dataset of 40 films of two kinds, with plain posters; the last has none. changed: of all its rows."""
+    (folder / "items").mkdir(parents=True)
+    rows = [row(index, folder) | changed for index in range(40)]
     pq.write_table(pa.Table.from_pylist(rows, schema=ITEMS), folder / "items" / "part-0.parquet")
     (folder / MANIFEST).write_text("{}")
     return Folder.at(str(folder))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return published(tmp_path_factory.mktemp("films"))
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +234,20 @@ def test_examples_are_token_for_token_what_the_renderer_asks(catalogue, rows, pr
             assert np.abs(seen - expected["pixel_values"][0, 0]).max() < 1e-2
 
 
+def test_pictures_are_kept_for_the_code_that_makes_them(rows, processor, tmp_path, monkeypatch):
+    before, _ = draw_on(rows, processor, tmp_path)
+    monkeypatch.setattr(catalogues, "load_image", lambda *_: Image.new("RGB", (48, 48)))
+    again, _ = draw_on(rows, processor, tmp_path)
+    assert (again == before).all()
+
+    def changed(modules: Iterable[str]) -> str:
+        return "".join({"data/images", "models/architecture", "summarize/catalogue"} & {*modules})
+
+    monkeypatch.setattr(catalogues, "code_fingerprint", changed)
+    drawn, _ = draw_on(rows, processor, tmp_path)
+    assert not drawn.any()
+
+
 def test_every_item_comes_once_an_epoch_in_batches_of_equal_length():
     items = [Item(str(i), "x" * (i * 7 % 50), (), (), None) for i in range(96)]
     epoch = [step_items(items, 4, step, [1]) for step in range(24)]
@@ -253,6 +274,16 @@ def test_training_lowers_the_loss_of_items_it_was_not_trained_on(new_aligner, tm
     before = aligner.validate(speaking=True)
     align(aligner, tmp_path / "checkpoint.pt")
     assert aligner.validate(speaking=True) < 0.5 * before
+
+
+def test_a_catalogue_without_texts_is_validated_by_its_pictures(tokenizer, processor, tmp_path):
+    settings = replace(SETTINGS, text_rate=1e-2, validate_every=4)
+    rows = read_rows(published(tmp_path / "films", title=None, text=None), 100, seed=0)
+    wordless = Catalogue(rows, *draw_on(rows, processor, tmp_path), processor, settings.fields)
+    aligner = Aligner(start_model(wordless, new_text_model(tokenizer), tokenizer, settings), wordless, settings)
+    first = aligner.validate(speaking=True)
+    align(aligner, tmp_path / "checkpoint.pt")
+    assert 0 < aligner.validate(speaking=True) < 0.8 * first
 
 
 def test_the_text_model_rests_while_the_tower_learns_alone(new_aligner):
@@ -294,6 +325,26 @@ def test_the_whole_build_leaves_a_model_that_loads_and_its_figures(dataset, toke
     assert loaded.lm_head.weight is loaded.model.text_model.embed_tokens.weight
     with pytest.raises(FileExistsError):
         align_on(Path(out), dataset, new_text_model(tokenizer), tokenizer, SMOKE, tmp_path / "cache")
+
+
+def test_a_catalogue_does_not_get_the_model_of_another_one(dataset, tokenizer, tmp_path, monkeypatch):
+    """They share a cache, and the first build was killed just before it would have been published."""
+    monkeypatch.setattr("mmsrarec_ray.summarize.compact.load_text_model", lambda file: new_text_model(tokenizer))
+    monkeypatch.setattr("mmsrarec_ray.summarize.compact.load_tokenizer", lambda file, context: tokenizer)
+    (tmp_path / "model.gguf").touch()
+    other = published(tmp_path / "others", text="A wizard sleeps in the quiet garden of a neighbour.")
+
+    def built(name, films, cache):
+        build = {"model": "compact", "smoke": True, "gguf": str(tmp_path), "cache": str(tmp_path / cache)}
+        config = Config.model_validate({"run": str(tmp_path), "data": {"format": "shop"}, "build": build})
+        out = Folder.at(str(tmp_path / cache / "model" / name))
+        made = SimpleNamespace(folder=films, manifest=SimpleNamespace(counts={"items_out": 40}))
+        BuildModel(config).run(out, {"dataset": made})
+        return out.read_bytes("model.safetensors")
+
+    first, second = built("first", dataset, "shared"), built("second", other, "shared")
+    assert second == built("second", other, "own")
+    assert first != second
 
 
 def test_with_a_teacher_the_figures_say_what_the_tower_knew_before_it_spoke(dataset, tokenizer, tmp_path):

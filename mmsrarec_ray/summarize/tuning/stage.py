@@ -36,7 +36,7 @@ class TuneSummarizer(Stage):
         *("summarize/finish", "summarize/pipeline", "models/sentences", "models/word_model", "models/load"),
         *("models/engine", "adapters", "workers", "intervals"),
         *("data/schemas", "data/parts", "data/frames", "data/images", "data/splits"),
-        *("data/shop/law", "data/shop/truth"),
+        *("data/shop/generate", "data/shop/law", "data/shop/truth"),
     )
 
     def requires(self) -> list[Stage]:
