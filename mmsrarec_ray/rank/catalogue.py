@@ -20,6 +20,8 @@ _SHOWN: dict[str, list[str]] = {
     "text": ["title", "text"],
     "keywords": [],
 }
+# To be put in order a column becomes one array, and with offsets of 32 bits that ends at 2 GiB.
+_WIDE = {name: pa.large_string() for name in ("title", "text", "image_uri")} | {"image": pa.large_binary()}
 
 
 Said = Literal["keywords", "image_keywords", "text_keywords", "titles"]
@@ -53,7 +55,10 @@ class Catalogue:
     def read(cls, dataset: Folder, keywords: Folder, form: CandidateForm, said: Said = "keywords") -> Catalogue:
         """From a published dataset and its keywords. Raises InputError where no item has keywords."""
         columns = list(dict.fromkeys(["item_id", "title", *_SHOWN[form]]))
-        items = read_parts(dataset / "items", columns).sort_by("item_id").combine_chunks()
+        items = read_parts(dataset / "items", columns)
+        schema = pa.schema([field.with_type(_WIDE.get(field.name, field.type)) for field in items.schema])
+        items = items.cast(schema).combine_chunks()  # a step by itself: so two copies stand at a time, and not three
+        items = items.sort_by("item_id")
         made = read_parts(keywords / "items", ["item_id", "image_keywords", "text_keywords"])
         if not made.num_rows:
             raise InputError(f"{keywords.path}: no item has keywords; the failures of `summarize` tell why.")

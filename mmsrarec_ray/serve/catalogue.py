@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from mmsrarec_ray.data.rows import place_of
 from mmsrarec_ray.rank.catalogue import Catalogue, Said, line
 from mmsrarec_ray.serve.keywords import words_of
 from mmsrarec_ray.serve.store import Item
-
-
-def place_of(ids: pa.Array, item_id: str) -> int | None:
-    """Where an id stands among sorted ones: in the order of their bytes, which is that of their characters."""
-    place = bisect.bisect_left(range(len(ids)), item_id, key=lambda number: ids[number].as_py())
-    return place if place < len(ids) and ids[place].as_py() == item_id else None
 
 
 class LiveCatalogue:

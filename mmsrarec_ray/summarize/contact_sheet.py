@@ -8,11 +8,11 @@ from typing import Any
 
 import jinja2
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
+from mmsrarec_ray.data.rows import Rows
 from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.finish import parquet_files
 from mmsrarec_ray.summarize.reuse import Items
@@ -85,19 +85,24 @@ def _cards(config: Config, items: Items, out: Folder) -> list[dict[str, Any]]:
 
 
 def _find(items: Items, chosen: pa.Array) -> dict[str, dict[str, Any]]:
-    """Rows of these items by id. Reads here, and no further than the last of them: for a few rows Ray Data takes
-    longer to start than this to read."""
+    """Rows of these items by id: of pictures, the groups in which they lie are read, and no others."""
+    columns = ["title", "text", "image", "image_uri"]
+    rows = Rows(items.folder.filesystem, _files_of(items, chosen))
+    return {item_id: row for item_id in chosen.to_pylist() if (row := rows.find(item_id, columns))}
+
+
+def _files_of(items: Items, chosen: pa.Array) -> list[str]:
+    """The files in which these items lie. Reads ids here, and no further than the last of them: for a column Ray Data
+    takes longer to start than this to read."""
     import pyarrow.dataset as ds
 
-    columns = ["item_id", "title", "text", "image", "image_uri"]
-    found: dict[str, dict[str, Any]] = {}
+    files: list[str] = []
     every = ds.dataset(items.files, filesystem=items.folder.filesystem, format="parquet")
-    for batch in every.to_batches(columns=columns, batch_size=256, batch_readahead=1, fragment_readahead=1):
-        rows = batch.filter(pc.is_in(batch["item_id"], value_set=chosen))
-        found |= {row["item_id"]: row for row in rows.to_pylist()}
-        if len(found) == len(chosen):
+    for batch in every.to_batches(columns=["item_id", "__filename"], filter=ds.field("item_id").isin(chosen)):
+        files += batch["__filename"].to_pylist()
+        if len(files) == len(chosen):
             break
-    return found
+    return sorted(set(files))
 
 
 def _card(keywords: dict[str, Any], item: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Summarize(Stage):
     code: ClassVar[tuple[str, ...]] = (
         *("summarize/stage", "summarize/pipeline", "summarize/render", "summarize/prompts", "summarize/keywords"),
         *("summarize/reuse", "summarize/finish", "summarize/contact_sheet", "models/load", "models/engine"),
-        *("adapters", "models/lora", "data/schemas", "data/parts", "data/frames", "data/images"),
+        *("adapters", "models/lora", "data/schemas", "data/parts", "data/rows", "data/frames", "data/images"),
     )
 
     def requires(self) -> list[Stage]:

@@ -75,6 +75,17 @@ def picture(width: int = 4, height: int = 4, colour: str = "red", kind: str = "P
     return buffer.getvalue()
 
 
+def spoil_pictures(file: Path, kept: set[int]) -> None:
+    """Overwrite the pages of `image` in a Parquet file, but for some row groups: who reads others fails."""
+    metadata, content = pq.read_metadata(file), bytearray(file.read_bytes())
+    place = metadata.schema.names.index("image")
+    for group in set(range(metadata.num_row_groups)) - kept:
+        chunk = metadata.row_group(group).column(place)
+        start, size = chunk.dictionary_page_offset or chunk.data_page_offset, chunk.total_compressed_size
+        content[start : start + size] = bytes(size)
+    file.write_bytes(content)
+
+
 def prepare_folder(data: str, run: str, *settings: str) -> Prepared:
     config = load(None, ["data.format=tables", f"data.path={data}", f"run={run}", *settings])
     stage = Prepare(config)

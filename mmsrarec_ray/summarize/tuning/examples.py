@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.images import ImageLimits, load_image
 from mmsrarec_ray.data.parts import read_parts, write_part
+from mmsrarec_ray.data.rows import Rows
 from mmsrarec_ray.data.splits import TEST, TRAIN, VALIDATION, hashes
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.store import Folder
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 
 SPLITS = (TRAIN, VALIDATION, TEST)
 _COLUMNS = ("item_id", "title", "text", "image", "image_uri")
+_HAS_IMAGE = "has_image"  # whether the picture could be read: so nobody has to read it for that
 _READ = [*_COLUMNS, "content_hash", "split"]
-_KEPT_PICTURES = 512
+_GROUP = 8  # examples that are read together: they are asked for one at a time, in any order
+_KEPT = 512
 
 
 def write_examples(config: Config, items: Items, out: Folder) -> Counter[str]:
@@ -100,14 +104,15 @@ class _Check:
         failures = []
         for item in batch.to_pylist():
             try:
-                self.render(item)
+                rendered = self.render(item)
             except (ValueError, OSError) as error:
                 failures.append(failure(item, type(error).__name__, str(error), "tune_summarizer"))
             else:
-                kept[item["split"]].append({name: item[name] for name in _COLUMNS})
-        schema = batch.select(_COLUMNS).schema
+                said = {name: item[name] for name in _COLUMNS}
+                kept[item["split"]].append(said | {_HAS_IMAGE: rendered.image is not None})
+        schema = batch.select(_COLUMNS).schema.append(pa.field(_HAS_IMAGE, pa.bool_()))
         for split, rows in kept.items():
-            write_part(self.out / split, pa.Table.from_pylist(rows, schema), ["item_id"])
+            write_part(self.out / split, pa.Table.from_pylist(rows, schema), ["item_id"], _GROUP)
         write_failures(self.out / FAILURE_PARTS, failures)
         return {f"{split}_items": [len(rows)] for split, rows in kept.items()} | {"failed": [len(failures)]}
 
@@ -124,27 +129,31 @@ class Example:
 
 
 class Examples:
-    """The examples of a split, in the order of their ids; pictures are decoded when they are asked for."""
+    """The examples of a split, in the order of their ids; each is read, and its picture decoded, when it is asked for:
+    what is held does not grow with the pictures."""
 
     def __init__(self, config: Config, folder: Folder, processor: Any):
         """processor: of the model that is asked."""
-        self.table = read_parts(folder, list(_COLUMNS)).sort_by("item_id")
-        self.settings, self.processor = config.summarize, processor
+        self.folder, self.settings, self.processor = folder, config.summarize, processor
         self.control_tokens = tuple(processor.tokenizer.get_added_vocab())
         limits = ImageLimits(config.data.max_image_bytes, config.data.max_image_pixels)
-        self._pictured = np.flatnonzero(_given(self.table, "image") | _given(self.table, "image_uri"))
+        self._rows = Rows(folder.filesystem, [folder.file(name) for name in folder.files()])
+        has_image = read_parts(folder, ["item_id", _HAS_IMAGE]).sort_by("item_id")[_HAS_IMAGE]
+        self._pictured = np.flatnonzero(has_image.to_numpy())
 
-        @lru_cache(maxsize=_KEPT_PICTURES)  # an item's answers come together, and share one picture
-        def picture(number: int) -> Image.Image | None:
-            return load_image(self._row(number), limits, config.model.image_size)
+        @lru_cache(maxsize=_KEPT)  # an item's answers come together, and share one picture
+        def read(number: int) -> tuple[str, str | None, str | None, Image.Image | None]:
+            row = self._rows.read(number, list(_COLUMNS))
+            return row["item_id"], row["title"], row["text"], load_image(row, limits, config.model.image_size)
 
-        self.picture = picture
+        self._read = read
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self._rows)
 
-    def _row(self, number: int) -> dict[str, Any]:
-        return self.table.slice(number, 1).to_pylist()[0]
+    def picture(self, number: int) -> Image.Image | None:
+        """None of an item without one."""
+        return self._read(number)[-1]
 
     def other_picture(self, number: int) -> Image.Image | None:
         """The picture of the next item that has one; None where no other has."""
@@ -154,18 +163,19 @@ class Examples:
         return self.picture(int(others[np.searchsorted(others, number) % len(others)]))
 
     def __getitem__(self, number: int) -> Example:
-        row = self._row(number)
-        text = item_text(row["title"], row["text"], self.settings.max_text_chars, self.control_tokens)
-        has_image = self.picture(number) is not None
-        content = user_content(text, has_image, self.settings.max_keywords)
-        return Example(row["item_id"], row["title"] or "", text, has_image, content)
+        item_id, title, said, picture = self._read(number)
+        text = self._text(title, said)
+        content = user_content(text, picture is not None, self.settings.max_keywords)
+        return Example(item_id, title or "", text, picture is not None, content)
 
     def texts(self) -> list[str]:
         """Title and text of every item, as prompts hold them."""
-        return [
-            item_text(title, text, self.settings.max_text_chars, self.control_tokens)
-            for title, text in zip(self.table["title"].to_pylist(), self.table["text"].to_pylist(), strict=True)
-        ]
+        table = read_parts(self.folder, ["item_id", "title", "text"])
+        said = sorted(zip(*(table[name].to_pylist() for name in table.column_names), strict=True), key=itemgetter(0))
+        return [self._text(title, text) for _, title, text in said]
+
+    def _text(self, title: str | None, text: str | None) -> str:
+        return item_text(title, text, self.settings.max_text_chars, self.control_tokens)
 
     def columns(self, number: int) -> dict[str, Any]:
         """What TRL's trainer and the rewards get of an item."""
@@ -190,7 +200,3 @@ class Examples:
     def _batch(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         rows = [self.columns(number) for number in batch["number"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _given(table: pa.Table, name: str) -> np.ndarray:
-    return pc.is_valid(table[name]).to_numpy()

@@ -35,7 +35,7 @@ class TuneSummarizer(Stage):
         *("summarize/tuning", "summarize/render", "summarize/prompts", "summarize/keywords", "summarize/reuse"),
         *("summarize/finish", "summarize/pipeline", "models/sentences", "models/word_model", "models/load"),
         *("models/engine", "adapters", "workers", "intervals"),
-        *("data/schemas", "data/parts", "data/frames", "data/images", "data/splits"),
+        *("data/schemas", "data/parts", "data/rows", "data/frames", "data/images", "data/splits"),
         *("data/shop/generate", "data/shop/law", "data/shop/truth"),
     )
 
