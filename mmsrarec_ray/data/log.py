@@ -123,6 +123,19 @@ class Cases:
     def __len__(self) -> int:
         return len(self.positives)
 
+    @property
+    def repeats(self) -> np.ndarray:
+        """Whether the positive stands in the history already: bool (n,)."""
+        histories = self.queries.histories
+        same = histories.items == np.repeat(self.positives, histories.lengths)
+        return np.bincount(histories.rows[same], minlength=len(self)) > 0
+
+    def without_repeats(self) -> Cases:
+        """Those whose positive is new to the user. Other candidates are items that the user never touched: a positive
+        of the history would be the only one that stands there, and be known by that."""
+        repeats = self.repeats
+        return self.take(~repeats) if repeats.any() else self
+
     def take(self, rows: np.ndarray) -> Cases:
         return Cases(self.queries.take(rows), self.positives[rows])
 
@@ -167,8 +180,17 @@ class Log:
     def cases(self, split: Literal["validation", "test"]) -> Cases:
         """One case a user of the split: the last item of a held-out user, or the first held-out interaction.
 
-        All that came before is the history; it may be empty. A user without a positive is no case.
+        All that came before is the history; it may be empty. A user without a positive is no case, nor is one whose
+        positive stands in the history.
         """
+        return self._held_out(split).without_repeats()
+
+    def repeats(self, split: Literal["validation", "test"]) -> int:
+        """How many users of the split are no case because their positive stands in the history."""
+        return int(self._held_out(split).repeats.sum())
+
+    def _held_out(self, split: str) -> Cases:
+        """Cases, with those whose positive stands in the history."""
         sequences, number = self.sequences, _SPLITS[split]
         held_out = self.split == number
         rows = sequences.rows

@@ -22,7 +22,10 @@ def cases_of(log: Log) -> Cases:
     """Raises InputError where the split left none."""
     cases = log.cases("test")
     if not len(cases):
-        raise InputError("no user has a test interaction: there is nothing to evaluate. The split leaves too few.")
+        raise InputError(
+            "no user has a test interaction with an item that is new to it: there is nothing to evaluate. The split "
+            "leaves too few."
+        )
     return cases
 
 

@@ -42,6 +42,8 @@ class Setting:
     seeds: Sequence[int]
     n_items: int
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int = 0
+    """Test users that are no case, since their positive stands in the history."""
 
 
 @dataclass(frozen=True)

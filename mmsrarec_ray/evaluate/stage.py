@@ -100,6 +100,7 @@ def _setting(config: Config, cases: Cases, log: Log, statistics: dict[str, Any])
         seeds=settings.seeds,
         n_items=log.n_items,
         statistics={name: statistics[name] for name in told},
+        repeats=log.repeats("test"),
     )
 
 

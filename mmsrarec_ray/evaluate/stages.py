@@ -46,7 +46,9 @@ class Lists(Stage):
         for seed in settings.seeds:
             negatives = draw_negatives(log, cases, pool, settings.negatives, seed) if sampled(self.config) else None
             out.write_bytes(f"seed-{seed}.parquet", to_parquet(lists_table(log, cases, seed, negatives)))
-        return Outcome({"in": len(cases), "out": len(cases), "seeds": len(settings.seeds)})
+        repeats = log.repeats("test")
+        counts = {"in": len(cases) + repeats, "out": len(cases), "repeats": repeats}
+        return Outcome(counts | {"seeds": len(settings.seeds)})
 
 
 def sampled(config: Config) -> bool:

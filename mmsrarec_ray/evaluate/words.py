@@ -64,6 +64,8 @@ def _sentence(report: Report) -> str:
         f"{report['n_items']:,} items. Split of users: {report['split'].replace('_', ' ')}. "
         f"{'Seeds' if len(report['seeds']) > 1 else 'Seed'}: {', '.join(map(str, report['seeds']))}."
     )
+    if report["repeats"]:
+        words += f" Left out: {report['repeats']:,} whose positive stands in the history."
     statistics = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in report["statistics"].items()]
     return words + (f" The data: {', '.join(statistics)}." if statistics else "")
 

@@ -70,7 +70,9 @@ class Retrieve(Stage):
         support["train"] = work.training_contexts()
         say(_table(support))
         cases = {f"{name}_contexts": each.cases for name, each in support.items()}
-        counts = {"moments": len(index), "pairs": work.together.count.nnz, **cases}
+        repeats = {f"{name}_repeats": work.log.repeats(name) for name in ("validation", "test")}
+        counts = {"moments": len(index), "pairs": work.together.count.nnz, **cases, **repeats}
+        counts["train_repeats"] = work.repeats
         return Outcome(counts, {"support": {name: each.shares() for name, each in support.items()}})
 
 
@@ -84,6 +86,7 @@ class _Work:
         ids = log.users.take(pa.array(self.training.users)).to_pylist()
         self.fold = folds_of(ids, config.retrieve.folds, config.retrieve.seed)
         self.together = Cooccurrence.of(self.training, log.n_items, config.retrieve.cooccurrence_window)
+        self.repeats = 0  # training contexts that were left out
         if not (self.training.lengths > 1).any():
             raise InputError("no training user has two interactions: there is no moment to retrieve.")
 
@@ -126,12 +129,15 @@ class _Work:
         self.out.write_bytes(ABOUT, json.dumps(about).encode())
 
     def training_contexts(self) -> Support:
-        """Each training user's contexts, from the encoder and the index that do not know the user's fold."""
+        """Each training user's contexts, from the encoder and the index that do not know the user's fold; where the
+        positive stands in the history, there is none."""
         total = Support()
         for fold in range(self.config.retrieve.folds):
             own = self.training.take(self.fold == fold)
             cases = last_cuts(own, self.config.retrieve.train_cuts)
-            total += self.contexts(self.build(self.others(fold), fold), cases, "train", fold)
+            self.repeats += int(cases.repeats.sum())
+            index = self.build(self.others(fold), fold)
+            total += self.contexts(index, cases.without_repeats(), "train", fold)
         return total
 
     def contexts(self, index: MomentIndex, cases: Cases, split: str, fold: int) -> Support:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,19 @@ def test_a_split_by_interaction_asks_for_the_first_that_is_held_out() -> None:
     test = held_out.cases("test")
     assert lists(test.queries.histories) == [[3, 1], []]  # the third user has no history
     assert test.positives.tolist() == [2, 0]
+
+
+def test_a_positive_that_the_history_has_already_is_no_case() -> None:
+    """It would be the only candidate that stands there."""
+    sequences = Sequences.of([[3, 1, 3], [0, 3, 4], [2, 2]])
+    split = np.array([2, 2, 2, 2, 2, 2, 1, 1], np.uint8)
+    repeated = replace(log([0] * 5, by_user=True), sequences=sequences, split=split)
+    cases = repeated.cases("test")
+    assert lists(cases.queries.histories) == [[0, 3]]
+    assert (cases.queries.histories.users.tolist(), cases.positives.tolist()) == ([1], [4])
+    assert len(repeated.cases("validation")) == 0
+    assert (repeated.repeats("test"), repeated.repeats("validation")) == (1, 1)
+    assert log([2, 2, 2, 0, 0], by_user=True).repeats("test") == 0
 
 
 def test_a_dataset_is_read_in_the_order_of_its_ids(prepare: Callable[..., Prepared]) -> None:

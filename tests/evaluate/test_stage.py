@@ -12,6 +12,7 @@ import pytest
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log, Queries, Sequences
+from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.shop import law, oracle
 from mmsrarec_ray.data.shop.generate import YEAR_BEGINS_MS, YEAR_MS
 from mmsrarec_ray.errors import ConfigError
@@ -22,7 +23,7 @@ from mmsrarec_ray.job import execute, plan
 from mmsrarec_ray.methods.oracle import HistoryOracle, TasteOracle
 from mmsrarec_ray.store import Run
 from tests.data.conftest import write_files
-from tests.retrieve.test_stage import ITEMS, files, histories
+from tests.retrieve.test_stage import ITEMS, USERS, files, histories
 
 TABLES = (
     *("data.format=tables", "data.items=items.csv", "data.interactions=interactions.csv"),
@@ -119,6 +120,23 @@ def test_no_method_sees_what_it_shall_tell(ray_session: str, folder: Path, proto
     for row in report["rows"]:
         spread = 0.29 / report["cases"] ** 0.5
         assert abs(row["AUC"]["value"] - 0.5) < 4 * spread, row["method"]
+
+
+def test_a_positive_of_the_history_is_no_case(ray_session: str, tmp_path: Path) -> None:
+    """There is no pattern: half of the users end with an item that they had, and a ranker could tell by that alone."""
+    repeated = [own[:-1] + own[:1] if user % 2 else own for user, own in enumerate(histories())]
+    write_files(tmp_path / "data", files(repeated))
+    for protocol, users in (("paper", 30), ("full", USERS)):
+        settings = ("data.drop_repeats=false", f"evaluate.protocol={protocol}")
+        report = evaluate(tmp_path, "[random, popularity]", *settings)
+        assert report["cases"] + report["repeats"] == users
+        assert min(report["cases"], report["repeats"]) > users / 4
+        told = (tmp_path / "run" / "evaluation" / "report.md").read_text()
+        assert f"Left out: {report['repeats']} whose positive stands in the history." in told
+    lists = Run.at(str(tmp_path / "run")).published("lists")[0]
+    assert lists.manifest.counts == {"in": USERS, "out": report["cases"], "repeats": report["repeats"], "seeds": 1}
+    for row in read_part(lists.folder, "seed-0.parquet").to_pylist():
+        assert row["positive"] not in {f"i{item:03d}" for item in repeated[int(row["user_id"][1:])][: row["cut"]]}
 
 
 def test_seeds_draw_other_lists(ray_session: str, folder: Path) -> None:

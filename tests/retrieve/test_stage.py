@@ -158,6 +158,17 @@ def test_a_test_user_s_future_changes_nothing_else(retrieve: Callable[..., Retri
             assert changed.folder.read_bytes(name) == retrieved.folder.read_bytes(name), name
 
 
+def test_a_positive_of_the_history_has_no_context(retrieve: Callable[..., Retrieved]) -> None:
+    repeated = [own[:-1] + own[:1] if user % 2 else own for user, own in enumerate(histories())]
+    done = retrieve(repeated, *BY_USER, "data.drop_repeats=false")
+    for split, users in (("train", 150), ("validation", 75), ("test", 75)):
+        left, out = (done.manifest.counts[f"{split}_{what}"] for what in ("contexts", "repeats"))
+        assert left + out == users
+        assert min(left, out) > users / 4
+    for user, cut in done.contexts():
+        assert done.history(user)[cut] not in done.history(user)[:cut]
+
+
 def test_a_history_of_nothing_known_has_no_neighbours(retrieved: Retrieved) -> None:
     retriever = Retriever.load(retrieved.folder)
     unknown = np.flatnonzero(retriever.encoder.vocabulary.numbers < 0)
