@@ -89,6 +89,12 @@ class _Work:
         self.repeats = 0  # training contexts that were left out
         if not (self.training.lengths > 1).any():
             raise InputError("no training user has two interactions: there is no moment to retrieve.")
+        if len(found := np.unique(self.fold[self.training.lengths > 1])) == 1:
+            raise InputError(
+                "retrieve.folds: contexts of a fold come from the moments of the others, so training users with two "
+                f"interactions are needed in at least two folds. All of them are in fold {found[0]} of "
+                f"{config.retrieve.folds}: give more users, or another retrieve.seed or retrieve.folds."
+            )
 
     def others(self, fold: int) -> Sequences:
         """The training users whose encoder and index a fold uses: all but its own."""

@@ -14,6 +14,7 @@ import pytest
 from mmsrarec_ray.config import load
 from mmsrarec_ray.data.log import Log, Queries, Sequences, read_log
 from mmsrarec_ray.data.parts import read_part
+from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.job import execute
 from mmsrarec_ray.retrieve import stage
 from mmsrarec_ray.retrieve.fit import EncoderTask
@@ -143,6 +144,19 @@ def test_a_fold_s_encoder_never_sees_the_fold(retrieved: Retrieved, monkeypatch:
     for fold, users in enumerate(without):
         assert users == set(work.training.users[work.fold != fold].tolist())
     assert len({task.folder.path for task in tasks}) == 3
+
+
+def test_moments_of_one_fold_alone_are_refused_before_training(tmp_path: Path) -> None:
+    """Contexts of the fold that has them all would have none to come from."""
+    sequences = Sequences.of([[0, 1, 2, 3], *([user % 8] for user in range(11))])
+    items, users = pa.array([f"i{item}" for item in range(8)]), pa.array([f"u{user:02d}" for user in range(12)])
+    split = np.zeros(len(sequences.items), np.uint8)
+    config, out = load(None, ["run=/unused", "data.path=/unused", *SETTINGS]), Folder.at(str(tmp_path))
+    log = Log(items, np.ones(8, bool), users, sequences, split, True)
+    with pytest.raises(
+        InputError, match=r"^retrieve\.folds: .* in at least two folds\. All of them are in fold \d of 2"
+    ):
+        stage._Work(config, log, out)
 
 
 def test_a_test_user_s_future_changes_nothing_else(retrieve: Callable[..., Retrieved], retrieved: Retrieved) -> None:
