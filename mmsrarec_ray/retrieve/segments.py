@@ -80,7 +80,8 @@ class Segments:
         settings: SegmentsSettings,
         seed: int,
     ) -> Segments:
-        """From training users; validation users tell when to stop. texts: of each facet, what is said of each item."""
+        """From training users; validation users, where there are any, tell when to stop. texts: of each facet, what is
+        said of each item."""
         facets = [_Learning(train, validation, each, settings, seed).facet() for each in texts]
         return cls(facets, texts)
 
@@ -200,14 +201,17 @@ class _Learning:
         self.start = np.random.default_rng([seed, 13]).normal(0, _SPREAD, self.shape)
 
     def facet(self) -> Facet:
-        """The facet as it was when the validation users were told best."""
-        best = _Best(self._told)
+        """The facet as it was when the validation users were told best; at the end where there are none."""
         values = np.concatenate([np.zeros(self.shape[0]), self.start.ravel()])
-        if self.shape[1]:
-            options = {"maxiter": self.settings.steps}
-            ended = optimize.minimize(self._loss, values, jac=True, method="L-BFGS-B", callback=best, options=options)
-            best.look(ended.x)  # it may have ended between two looks
-        return self._made(values if best.values is None else best.values)
+        if not self.shape[1]:
+            return self._made(values)
+        best = _Best(self._told) if len(self.positives) else None
+        options = {"maxiter": self.settings.steps}
+        ended = optimize.minimize(self._loss, values, jac=True, method="L-BFGS-B", callback=best, options=options)
+        if best is None:
+            return self._made(ended.x)
+        best.look(ended.x)  # it may have ended between two looks
+        return self._made(best.values)
 
     def _made(self, values: np.ndarray) -> Facet:
         shares, weights = self._parts(values)
@@ -243,7 +247,7 @@ class _Learning:
         facet = self._made(values)
         gains = self.said @ facet.weights.T - facet.scale
         belief = facet.belief(self.asked @ gains)
-        return float(np.log((belief * np.exp(gains[self.positives])).sum(1)).mean()) if len(belief) else 0.0
+        return float(np.log((belief * np.exp(gains[self.positives])).sum(1)).mean())
 
 
 class _Best:
@@ -253,7 +257,7 @@ class _Best:
     def __init__(self, told: Callable[[np.ndarray], float]):
         self.told, self.iterations, self.worse = told, 0, 0
         self.score = -np.inf
-        self.values: np.ndarray | None = None
+        self.values = np.zeros(0)  # before the first look
 
     def __call__(self, intermediate_result: Any) -> None:
         self.iterations += 1
