@@ -109,7 +109,7 @@ def judge(method: Method, dataset: Dataset, cases: Cases) -> dict[str, float]:
     fitted = time.perf_counter() - began
     known = dataset.counts > 0
     shares = []
-    for _, rankings in rank_pool(method, cases, known, known):
+    for _, rankings in rank_pool(method, cases, known, known, 1):
         ranks = rankings.ranks
         shares.append((ranks.greater + ranks.equal / 2) / np.maximum(ranks.others, 1))
     score = float(expected_ndcg(np.concatenate(shares)).mean())

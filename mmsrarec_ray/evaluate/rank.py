@@ -13,7 +13,7 @@ from mmsrarec_ray.data.schemas import RANKINGS
 from mmsrarec_ray.evaluate.metrics import Ranks
 from mmsrarec_ray.methods.base import Method, best, masked
 
-_KEPT = 100  # best items of a case that are stored
+_KEPT = 100  # best items of a case that are stored, where no longer list is asked for
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,13 @@ def rank_lists(
     return _compare(scores, np.zeros(len(cases), np.int64), ~known[candidates], items, found), recommended
 
 
-def rank_pool(method: Method, cases: Cases, pool: np.ndarray, known: np.ndarray) -> Iterator[tuple[slice, Rankings]]:
+def rank_pool(
+    method: Method, cases: Cases, pool: np.ndarray, known: np.ndarray, k: int
+) -> Iterator[tuple[slice, Rankings]]:
     """Rank each positive among all items of the pool that are not in its history, some cases at a time.
 
-    A positive outside the pool is ranked all the same.
+    A positive outside the pool is ranked all the same. pool, known: bool (n_items,); k: how many of the best items are
+    asked for.
     """
     for rows, queries, scores in method.score_chunks(cases.queries):
         scores, positives = _finite(scores), cases.positives[rows].astype(np.int64)
@@ -58,7 +61,7 @@ def rank_pool(method: Method, cases: Cases, pool: np.ndarray, known: np.ndarray)
         mine = scores[places, positives]
         scores = masked(scores, queries, pool)
         scores[places, positives] = mine
-        items, found = best(scores, _KEPT)
+        items, found = best(scores, max(_KEPT, k))
         yield rows, _compare(scores, positives, np.broadcast_to(~known, scores.shape), items, found)
 
 

@@ -127,14 +127,14 @@ class Scores(Stage):
         method.fit(dataset)
         fitted, spared = time.perf_counter(), method.spared_seconds
         say(f"{self.name}: fitted in {fitted - began:.1f} s")
-        known = dataset.counts > 0
+        known, longest = dataset.counts > 0, max(self.config.evaluate.ks)
         if negatives is not None:
-            rankings, recommended = rank_lists(method, cases, negatives, known, max(self.config.evaluate.ks))
+            rankings, recommended = rank_lists(method, cases, negatives, known, longest)
             took = time.perf_counter() - fitted
             table = rankings_table(log, cases, seed, rankings, recommended)
         else:
             tables, progress = [], Progress(self.name, len(cases), "cases")
-            for rows, rankings in rank_pool(method, cases, dataset.pool, known):
+            for rows, rankings in rank_pool(method, cases, dataset.pool, known, longest):
                 part = cases.take(np.arange(rows.start, rows.stop))
                 tables.append(rankings_table(log, part, seed, rankings, rankings.items))
                 progress.update(rows.stop)

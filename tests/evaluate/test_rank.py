@@ -42,7 +42,7 @@ def test_a_list_is_the_positive_and_its_negatives() -> None:
 
 
 def test_the_pool_without_the_history() -> None:
-    ((rows, found),) = rank_pool(Fixed(SCORES), CASES, POOL, KNOWN)
+    ((rows, found),) = rank_pool(Fixed(SCORES), CASES, POOL, KNOWN, 2)
     assert rows == slice(0, 2)
     assert found.ranks.greater.tolist() == [1, 0]  # item 1 alone: item 0 is in the history
     assert found.ranks.others.tolist() == [3, 3]
@@ -52,20 +52,29 @@ def test_the_pool_without_the_history() -> None:
 
 def test_a_positive_outside_the_pool_is_ranked() -> None:
     case = Cases(CASES.queries.take(np.array([0])), np.array([5], np.int32))
-    ((_, found),) = rank_pool(Fixed(SCORES), case, POOL, KNOWN)
+    ((_, found),) = rank_pool(Fixed(SCORES), case, POOL, KNOWN, 2)
     assert (found.ranks.greater.tolist(), found.ranks.others.tolist()) == ([4], [4])
 
 
 def test_the_pool_as_a_list_gives_the_same_ranks() -> None:
     scores = np.random.default_rng(0).random((2, 6))
-    ((_, pool),) = rank_pool(Fixed(scores), CASES, np.ones(6, bool), KNOWN)
+    ((_, pool),) = rank_pool(Fixed(scores), CASES, np.ones(6, bool), KNOWN, 2)
     lists, _ = rank_lists(Fixed(scores), CASES, np.array([[1, 3, 4, 5], [2, 3, 4, 5]]), KNOWN, 2)
     for name in ("greater", "equal", "others"):
         np.testing.assert_array_equal(getattr(pool.ranks, name), getattr(lists.ranks, name))
     np.testing.assert_array_equal(pool.unknown_above, lists.unknown_above)
 
 
+def test_as_many_of_the_best_are_kept_as_are_asked_for() -> None:
+    scores = np.random.default_rng(0).random((2, 300))
+    everything = np.ones(300, bool)
+    for k, kept in ((5, 100), (100, 100), (150, 150)):
+        ((_, found),) = rank_pool(Fixed(scores), CASES, everything, everything, k)
+        assert found.items.shape == found.scores.shape == (2, kept)
+        np.testing.assert_array_equal(found.items, Fixed(scores).recommend(CASES.queries, kept)[0])
+
+
 def test_scores_that_are_not_finite_are_refused() -> None:
     broken = np.where(SCORES == 3, np.nan, SCORES)
     with pytest.raises(ValueError, match="1 scores that are not finite"):
-        list(rank_pool(Fixed(broken), CASES, POOL, KNOWN))
+        list(rank_pool(Fixed(broken), CASES, POOL, KNOWN, 2))
