@@ -33,9 +33,10 @@ from mmsrarec_ray.models.load import engine_identity, identity
 from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale
-from mmsrarec_ray.rank.segments import read_segments
+from mmsrarec_ray.rank.segments import read_segments, wanted
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.retrieve.segments import LIBRARIES
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import Fusion as FusionSettings
 from mmsrarec_ray.settings import FusionContent as FusionContentSettings
@@ -109,7 +110,7 @@ class SequentialRecipe(Recipe):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"workers": self.config.train.workers}
+        return super().settings | {"workers": self.config.train.workers, "gpu": self.config.train.gpu}
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         settings = getattr(self.config.methods, self.name)
@@ -157,7 +158,7 @@ class SegmentsRecipe(Recipe):
     """What users of one's segments choose."""
 
     code = ("methods/segments", "retrieve/segments", "summarize/published", "evaluate/recipes")
-    libraries: tuple[str, ...] = ("scipy", "scikit-learn", "numpy")
+    libraries: tuple[str, ...] = LIBRARIES
 
     @property
     def requires(self) -> list[Stage]:
@@ -181,6 +182,7 @@ class FusionRecipe(Recipe):
         self.own: FusionSettings = getattr(config.methods, name)
         self.parts = [recipe_of(part, config) for part in self.own.of]
         self.code = (*self.code, *(module for part in self.parts for module in part.code))
+        self.libraries = _merged(self, *self.parts)
 
     @property
     def requires(self) -> list[Stage]:
@@ -235,6 +237,11 @@ class MmsraRecRecipe(RetrievalRecipe):
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 
+    def __init__(self, name: str, config: Config):
+        super().__init__(name, config)
+        if wanted(config):
+            self.libraries = (*self.libraries, *LIBRARIES)
+
     @property
     def requires(self) -> list[Stage]:
         return [Summarize(self.config), Retrieve(self.config), TuneRecommender(self.config)]
@@ -284,7 +291,7 @@ class BlendRecipe(MmsraRecRecipe):
         super().__init__(name, config)
         self.ours, self.other = MmsraRecRecipe("mmsrarec", config), recipe_of(name.partition("+")[2], config)
         self.code = (*MmsraRecRecipe.code, "methods/blend", "data/negatives", *self.other.code)
-        self.libraries = tuple(dict.fromkeys((*MmsraRecRecipe.libraries, *self.other.libraries)))
+        self.libraries = _merged(self.ours, self.other)
 
     @property
     def requires(self) -> list[Stage]:
@@ -343,6 +350,11 @@ def recipe_of(name: str, config: Config) -> Recipe:
         **dict.fromkeys(OURS[1:], BlendRecipe),
     }
     return kinds.get(name, Recipe)(name, config)
+
+
+def _merged(*recipes: Recipe) -> tuple[str, ...]:
+    """The libraries of all of them, each once."""
+    return tuple(dict.fromkeys(library for recipe in recipes for library in recipe.libraries))
 
 
 def _said(source: str, log: Log, inputs: dict[str, Artefact]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from mmsrarec_ray.rank.prompts import INSTRUCTIONS
 from mmsrarec_ray.rank.segments import learn_segments, wanted, write_segments
 from mmsrarec_ray.rank.tune import Task, check_positions, work
 from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.retrieve.segments import LIBRARIES
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder
 from mmsrarec_ray.summarize.stage import Summarize
@@ -62,7 +64,8 @@ class TuneRecommender(Stage):
         }
 
     def engine(self) -> dict[str, Any]:
-        return dict(libraries())
+        segments = LIBRARIES if wanted(self.config) else ()
+        return libraries() | {library: version(library) for library in segments}
 
     def resources(self) -> dict[str, Any]:
         return workers.resources(self.config.train, at_least=self._cpus())

@@ -33,7 +33,7 @@ def encoder_folder(
         "code": code_fingerprint(_CODE),
         "torch": torch.__version__,
         "settings": settings.model_dump(),
-        "workers": train_settings.workers,
+        "workers": [train_settings.workers, train_settings.gpu],
         "seed": seed,
         "n_items": n_items,
         "data": digest.hexdigest(),

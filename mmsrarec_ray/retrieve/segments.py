@@ -31,6 +31,8 @@ from mmsrarec_ray.data.log import Cases, Sequences
 from mmsrarec_ray.settings import Segments as SegmentsSettings
 from mmsrarec_ray.store import Folder
 
+LIBRARIES = ("scipy", "scikit-learn", "numpy")
+"""What learns segments and tells them from words."""
 _ARRAYS, _WORDS, _READABLE = "segments.safetensors", "segments.json", "segments.md"
 _MOST = 8  # words of a segment that people are shown
 _SPREAD = 0.5  # of the weights that learning begins with: segments that begin alike stay alike

@@ -49,7 +49,8 @@ class Retrieve(Stage):
         c = self.config
         encoder = getattr(c.methods, c.retrieve.encoder).model_dump()
         timed = c.split.users == "time"
-        return {"retrieve": c.retrieve.model_dump(), "encoder": encoder, "workers": c.train.workers, "timed": timed}
+        trained = [c.train.workers, c.train.gpu]
+        return {"retrieve": c.retrieve.model_dump(), "encoder": encoder, "workers": trained, "timed": timed}
 
     def engine(self) -> dict[str, Any]:
         import faiss

@@ -12,7 +12,7 @@ import pytest
 
 import mmsrarec_ray
 from mmsrarec_ray.config import load
-from mmsrarec_ray.data.log import Log, Sequences
+from mmsrarec_ray.data.log import Cases, Log, Queries, Sequences
 from mmsrarec_ray.data.parts import to_parquet
 from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.evaluate.recipes import recipe_of
@@ -21,9 +21,10 @@ from mmsrarec_ray.evaluate.stages import Lists, Scores
 from mmsrarec_ray.job import Stage
 from mmsrarec_ray.methods.fusion import Fusion
 from mmsrarec_ray.rank.stage import TuneRecommender
+from mmsrarec_ray.retrieve.folders import encoder_folder
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import MethodName
-from mmsrarec_ray.store import Artefact, Folder
+from mmsrarec_ray.store import Artefact, Folder, Run
 from mmsrarec_ray.summarize.build import BuildModel
 from mmsrarec_ray.summarize.stage import Summarize
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
@@ -69,6 +70,43 @@ def test_the_code_behind_an_artefact_is_all_that_it_imports(stage: type[Stage]) 
     without = earlier(made) | makers | (set() if stage is BuildModel else SHOWN)
     own = {module_of(stage)} - ({"evaluate/stages"} if stage is Lists else set())  # which is that of scores too
     assert reached(files(made.code) - makers | own, without) <= files(made.code)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("segments", "evaluate.ks=[5]"),
+        ("fusion", "methods.fusion.of=[segments]"),
+        ("fusion_content", "methods.fusion_content.of=[segments]"),
+        ("mmsrarec", "rank.evidence=[segments]"),
+        ("mmsrarec+retrieval", "rank.liked=3"),
+        ("mmsrarec+segments", "evaluate.ks=[5]"),
+        ("mmsrarec+fusion", "methods.fusion.of=[segments]"),
+    ],
+)
+def test_who_hears_of_segments_names_the_libraries_that_make_them(method: str, setting: str) -> None:
+    recipe = recipe_of(method, load(None, ["data.format=shop", "run=/nowhere", setting]))
+    assert {"scipy", "scikit-learn", "numpy"} <= recipe.engine().keys()
+
+
+def test_a_recommender_names_the_libraries_of_its_segments() -> None:
+    words = ["data.format=shop", "run=/nowhere"]
+    for setting, named in (("rank.evidence=[segments]", True), ("rank.liked=3", True), ("rank.evidence=[]", False)):
+        made = TuneRecommender(load(None, [*words, setting]))
+        assert made.engine()["name"] == "trl"
+        assert ({"scipy", "scikit-learn", "numpy"} <= made.engine().keys()) == named
+
+
+def test_weights_of_encoders_depend_on_where_they_are_trained() -> None:
+    """On a GPU sums are others than on a CPU."""
+    one, other = (load(None, ["data.format=shop", "run=/nowhere", f"train.gpu={gpu}"]) for gpu in ("false", "true"))
+    assert Retrieve(one).settings() != Retrieve(other).settings()
+    for method in ("sasrec", "gru4rec", "bert4rec", "fusion"):
+        assert recipe_of(method, one).settings != recipe_of(method, other).settings
+    nobody = Sequences.of([])
+    about = "sasrec", one.methods.sasrec, 0, 1, nobody, Cases(Queries(nobody, np.zeros(0)), np.zeros(0, np.int32))
+    run = Run.at("/nowhere")
+    assert encoder_folder(run, one.train, *about).path != encoder_folder(run, other.train, *about).path
 
 
 @pytest.mark.parametrize("method", ["content_knn", "fusion_content", "segments"])
