@@ -132,7 +132,7 @@ class RetrievalRecipe(Recipe):
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         made = inputs["retriever"]
-        return Retrieval(self.config.methods.retrieval, Retriever.load(made.folder), made.manifest.seconds)
+        return Retrieval(self.config.methods.retrieval, Retriever.load(made.folder), seconds_of(made))
 
 
 class ContentRecipe(Recipe):
@@ -265,17 +265,17 @@ class MmsraRecRecipe(RetrievalRecipe):
         require_folder(self.config.run, "mmsrarec")
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> MmsraRec:
-        c, needs = self.config, ("keywords", "retriever", "recommender")
+        c, made = self.config, [inputs[name] for name in ("keywords", "retriever", "recommender")]
         catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, c.rank.candidate, c.rank.said)
         retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
-        seconds = sum(inputs[name].manifest.seconds for name in needs)
+        earlier = {name: seconds for each in made for name, seconds in seconds_of(each).items()}
         recommender, answers = inputs["recommender"].folder, self.answers(inputs)
         segments = read_segments(c, log.items, inputs["dataset"].folder, inputs["keywords"].folder, recommender)
         adapter = (recommender / ADAPTER).path
         blends = set(OURS[1:]).intersection(c.evaluate.methods)
         ahead = partial(learnt_from, settings=c.methods.blend, seed=seed) if blends else None
         scale = Scale.read(recommender)
-        return MmsraRec(c, catalogue, retrieval, scale, segments, adapter, seconds, answers, ahead)
+        return MmsraRec(c, catalogue, retrieval, scale, segments, adapter, earlier, answers, ahead)
 
     def answers(self, inputs: dict[str, Artefact]) -> Answers:
         """Those of the same model, asked in the same way about the same items."""
@@ -350,6 +350,13 @@ def recipe_of(name: str, config: Config) -> Recipe:
         **dict.fromkeys(OURS[1:], BlendRecipe),
     }
     return kinds.get(name, Recipe)(name, config)
+
+
+def seconds_of(made: Artefact) -> dict[str, float]:
+    """Seconds that the making of an artefact took, those of encoders that were trained for it by their own names: other
+    methods may stand on these too."""
+    encoders: dict[str, float] = made.manifest.metrics.get("encoder_seconds", {})
+    return {made.name: max(0.0, made.manifest.seconds - sum(encoders.values())), **encoders}
 
 
 def _merged(*recipes: Recipe) -> tuple[str, ...]:

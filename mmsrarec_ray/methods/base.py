@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +46,15 @@ class Method(ABC):
     """
 
     name: str
-    earlier_seconds: float = 0.0
-    """Seconds of learning that the last `fit` took over from a run before, where it found the result there."""
+    earlier: Mapping[str, float] = {}
+    """Seconds of learning that the last `fit` took over from before, by the name of what they made and `fit` found."""
     learns_from_validation: bool = False
     """Whether `fit` learns from the positives of the validation cases; choosing when to stop is not learning."""
+
+    @property
+    def earlier_seconds(self) -> float:
+        """All of them."""
+        return sum(self.earlier.values())
 
     @property
     def spared_seconds(self) -> float:

@@ -31,10 +31,10 @@ class Blend(MmsraRec):
 
     def __init__(self, name: str, settings: BlendSettings, seed: int, other: Method, ours: MmsraRec):
         """other, ours: not yet fitted."""
-        learnt, seconds = (ours.scale, ours.segments, ours.adapter), ours.earlier_seconds
-        super().__init__(ours.config, ours.catalogue, ours.retrieval, *learnt, seconds, ours.answers)
+        learnt = ours.scale, ours.segments, ours.adapter
+        super().__init__(ours.config, ours.catalogue, ours.retrieval, *learnt, ours.earlier, ours.answers)
         self.name, self.settings, self.seed, self.other = name, settings, seed, other
-        self.made_seconds = ours.earlier_seconds
+        self.made = ours.earlier
 
     def learn(self, dataset: Dataset) -> None:
         if not len(dataset.validation):
@@ -44,7 +44,7 @@ class Blend(MmsraRec):
         cases, candidates = learnt_from(dataset, self.settings, self.seed)
         said = super()._ask(cases.queries, candidates)
         known = _unseen(self.other, dataset, cases, candidates, self.settings.folds)
-        self.earlier_seconds = self.made_seconds + self.other.earlier_seconds
+        self.earlier = {**self.made, **self.other.earlier}  # both may stand on the same retriever or encoder
         examples = np.stack([self._features(*each) for each in zip(said, known, candidates, strict=True)])
         self.weights = _fit(examples, self.settings.prior)
 

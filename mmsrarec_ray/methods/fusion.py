@@ -64,7 +64,7 @@ class Fusion(Method):
             raise InputError("fusion is fitted on the validation users, and there are none.")
         for method in self.methods:
             method.fit(dataset)
-        self.earlier_seconds = sum(method.earlier_seconds for method in self.methods)
+        self.earlier = {name: seconds for method in self.methods for name, seconds in method.earlier.items()}
         self.features = _Features(dataset, self.methods, self.content, self.window)
         drawn = _draw(self.features, dataset, self.seed)
         flat = drawn.reshape(-1, drawn.shape[-1])

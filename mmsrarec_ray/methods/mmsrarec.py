@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -38,17 +38,17 @@ class MmsraRec(Method):
         scale: Scale,
         segments: FoldedSegments | None,
         adapter: str | None,
-        seconds: float,
+        earlier: Mapping[str, float],
         answers: Answers | None = None,
         ahead: Callable[[Dataset], tuple[Cases, list[np.ndarray]]] | None = None,
     ):
         """scale, segments: levels of evidence, and who likes which keywords, as the adapter learnt them; adapter: the
-        local folder of the recommender's adapter, None for the model as it is; seconds: that the making of keywords,
-        retriever and adapter took; answers: what this model said of this catalogue before; ahead: cases and candidates
-        that a blend will ask about next: they are asked in the first pass of the engine, and kept there."""
+        local folder of the recommender's adapter, None for the model as it is; earlier: seconds that the making of
+        keywords, retriever and adapter took; answers: what this model said of this catalogue before; ahead: cases and
+        candidates that a blend will ask about next: they are asked in the first pass of the engine, and kept there."""
         self.config, self.catalogue, self.retrieval = config, catalogue, retrieval
         self.scale, self.segments, self.adapter = scale, segments, adapter
-        self.earlier_seconds, self.answers, self.ahead = seconds, answers, ahead
+        self.earlier, self.answers, self.ahead = earlier, answers, ahead
 
     @property
     def spared_seconds(self) -> float:

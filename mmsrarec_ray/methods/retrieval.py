@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mmsrarec_ray.data.log import Queries
@@ -23,10 +25,10 @@ class Retrieval(Method):
 
     name = "retrieval"
 
-    def __init__(self, settings: RetrievalSettings, retriever: Retriever, earlier_seconds: float = 0.0):
+    def __init__(self, settings: RetrievalSettings, retriever: Retriever, earlier: Mapping[str, float] | None = None):
         """retriever: the published encoder, index and counts, made from the training users alone, whatever dataset
-        `fit` gets; earlier_seconds: that its making took."""
-        self.settings, self.retriever, self.earlier_seconds = settings, retriever, earlier_seconds
+        `fit` gets; earlier: seconds that its making took."""
+        self.settings, self.retriever, self.earlier = settings, retriever, earlier or {}
 
     def learn(self, dataset: Dataset) -> None:
         self.tie_break = popularity_tie_break(dataset)

@@ -8,7 +8,7 @@ from mmsrarec_ray.data.log import Queries
 from mmsrarec_ray.methods.base import Dataset, Method
 from mmsrarec_ray.retrieve.encoders import load_encoder
 from mmsrarec_ray.retrieve.fit import EncoderTask, finished
-from mmsrarec_ray.retrieve.folders import encoder_folder
+from mmsrarec_ray.retrieve.folders import encoder_folder, name_of
 from mmsrarec_ray.retrieve.train import train_encoders
 from mmsrarec_ray.settings import Encoder as EncoderSettings
 from mmsrarec_ray.settings import Train as TrainSettings
@@ -35,7 +35,7 @@ class Sequential(Method):
         task = self.task(dataset)
         there = finished(task.folder)
         (training,) = train_encoders([task], self.train)
-        self.earlier_seconds = training.seconds if there else 0.0
+        self.earlier = {name_of(task.folder): training.seconds} if there else {}
         self.encoder = load_encoder(task.folder)
 
     def score_all(self, queries: Queries) -> np.ndarray:

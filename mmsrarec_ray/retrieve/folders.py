@@ -39,3 +39,8 @@ def encoder_folder(
         "data": digest.hexdigest(),
     }
     return run.folder / "encoders" / kind / fingerprint(decides)
+
+
+def name_of(folder: Folder) -> str:
+    """What tells an encoder from all others of a run: `<kind>/<fingerprint>`. folder: as `encoder_folder` gives it."""
+    return "/".join(folder.path.split("/")[-2:])

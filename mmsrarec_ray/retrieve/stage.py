@@ -20,8 +20,8 @@ from mmsrarec_ray.progress import Progress, say
 from mmsrarec_ray.retrieve.contexts import Support, contexts_table, hits
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.retrieve.encoders import SequenceEncoder, load_encoder
-from mmsrarec_ray.retrieve.fit import EncoderTask
-from mmsrarec_ray.retrieve.folders import encoder_folder
+from mmsrarec_ray.retrieve.fit import EncoderTask, finished, read_training
+from mmsrarec_ray.retrieve.folders import encoder_folder, name_of
 from mmsrarec_ray.retrieve.index import MomentIndex, Moments
 from mmsrarec_ray.retrieve.moments import ALL_USERS, folds_of, last_cuts, moments
 from mmsrarec_ray.retrieve.retriever import ABOUT, ITEMS, PAIRS, Retriever
@@ -64,7 +64,7 @@ class Retrieve(Stage):
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         out.clear()
         work = _Work(self.config, read_log(inputs["dataset"].folder), out)
-        work.train()
+        seconds = work.train()
         index = work.build(work.training, ALL_USERS)
         work.save(index)
         support = {name: work.contexts(index, work.log.cases(name), name, ALL_USERS) for name in ("validation", "test")}
@@ -74,7 +74,8 @@ class Retrieve(Stage):
         repeats = {f"{name}_repeats": work.log.repeats(name) for name in ("validation", "test")}
         counts = {"moments": len(index), "pairs": work.together.count.nnz, **cases, **repeats}
         counts["train_repeats"] = work.repeats
-        return Outcome(counts, {"support": {name: each.shares() for name, each in support.items()}})
+        shares = {name: each.shares() for name, each in support.items()}
+        return Outcome(counts, {"support": shares, "encoder_seconds": seconds})
 
 
 class _Work:
@@ -101,17 +102,24 @@ class _Work:
         """The training users whose encoder and index a fold uses: all but its own."""
         return self.training if fold == ALL_USERS else self.training.take(self.fold != fold)
 
-    def train(self) -> None:
-        """Train the encoder of all training users, and each fold's, in one fit."""
+    def tasks(self) -> dict[int, EncoderTask]:
+        """What has to be trained, by fold: the encoder of all training users, and each fold's."""
         settings, kind = self.config.retrieve, self.config.retrieve.encoder
         run, validation = Run.at(self.config.run), self.log.cases("validation")
-        encoder, tasks = getattr(self.config.methods, kind), []
+        encoder, tasks = getattr(self.config.methods, kind), {}
         for fold in (ALL_USERS, *range(settings.folds)):
             about = (kind, encoder, settings.seed, self.log.n_items, self.others(fold), validation)
             name = f"{kind} of all training users" if fold == ALL_USERS else f"{kind} without fold {fold}"
-            tasks.append(EncoderTask(name, *about, encoder_folder(run, self.config.train, *about)))
-        train_encoders(tasks, self.config.train)
-        self.encoders = {fold: task.folder for fold, task in enumerate(tasks, ALL_USERS)}
+            tasks[fold] = EncoderTask(name, *about, encoder_folder(run, self.config.train, *about))
+        return tasks
+
+    def train(self) -> dict[str, float]:
+        """Train all encoders in one fit. Returns the seconds of those that were not there, by their names."""
+        tasks = self.tasks()
+        waiting = [task.folder for task in tasks.values() if not finished(task.folder)]
+        train_encoders(list(tasks.values()), self.config.train)
+        self.encoders = {fold: task.folder for fold, task in tasks.items()}
+        return {name_of(folder): read_training(folder).seconds for folder in waiting}
 
     def encoder(self, fold: int) -> SequenceEncoder:
         return load_encoder(self.encoders[fold])

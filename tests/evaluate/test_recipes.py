@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +17,7 @@ from mmsrarec_ray.config import load
 from mmsrarec_ray.data.log import Cases, Log, Queries, Sequences
 from mmsrarec_ray.data.parts import to_parquet
 from mmsrarec_ray.data.prepare import Prepare
-from mmsrarec_ray.evaluate.recipes import recipe_of
+from mmsrarec_ray.evaluate.recipes import recipe_of, seconds_of
 from mmsrarec_ray.evaluate.stage import Evaluate
 from mmsrarec_ray.evaluate.stages import Lists, Scores
 from mmsrarec_ray.job import Stage
@@ -24,7 +26,7 @@ from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.folders import encoder_folder
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import MethodName
-from mmsrarec_ray.store import Artefact, Folder, Run
+from mmsrarec_ray.store import Artefact, Folder, Manifest, Run
 from mmsrarec_ray.summarize.build import BuildModel
 from mmsrarec_ray.summarize.stage import Summarize
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
@@ -140,6 +142,18 @@ def test_content_is_the_texts_or_the_keywords(method: str, tmp_path: Path) -> No
         assert said == {"texts": [texts], "keywords": halves}
     else:
         assert said == {"texts": texts, "keywords": ["red", "loaf, brown, rye", ""]}
+
+
+def test_seconds_of_an_artefact_are_those_of_its_encoders_and_the_rest(tmp_path: Path) -> None:
+    made = Artefact("retriever", "f", Folder.at(str(tmp_path)))
+    facts = {"artefact": "retriever", "fingerprint": "f", "code": "", "package": "", "engine": {}, "config": {}}
+    metrics = {"encoder_seconds": {"sasrec/a": 60.0, "sasrec/b": 30.0}}
+    more = {"inputs": {}, "files": {}, "counts": {}, "created": datetime(2026, 1, 1, tzinfo=UTC)}
+    for seconds, rest in ((100.0, 10.0), (50.0, 0.0)):  # a resumed training began in a job before
+        made.publish(Manifest(**facts, metrics=metrics, seconds=seconds, **more))
+        assert seconds_of(replace(made)) == {"retriever": rest, "sasrec/a": 60, "sasrec/b": 30}
+    made.publish(Manifest(**facts, metrics={}, seconds=7.0, **more))
+    assert seconds_of(replace(made)) == {"retriever": 7}
 
 
 def earlier(stage: Stage) -> set[str]:

@@ -20,6 +20,7 @@ from mmsrarec_ray.settings import Retrieval as RetrievalSettings
 
 N_ITEMS, N_VALIDATION, N_TEST = 60, 400, 400
 POSITIVES = np.random.default_rng(0).integers(1, N_ITEMS, 1000)  # of each user: what came next
+MADE = {"keywords": 3.0, "retriever": 90.0, "sasrec/a": 10.0}  # seconds of what our part stands on
 NOISE = np.random.default_rng(1).normal(size=(2, 1000, N_ITEMS))
 
 
@@ -83,7 +84,7 @@ def blend(other: Method, **settings: float) -> Blend:
     config = load(None, ["data.format=shop", "run=/nowhere"])
     together = Cooccurrence.of(Sequences.of([[0, 1]]), N_ITEMS, 5)
     retrieval = Retrieval(RetrievalSettings(), Retriever(None, None, together, None, False))  # type: ignore[arg-type]
-    ours = MmsraRec(config, None, retrieval, Scale({}), None, None, 3.0)  # type: ignore[arg-type]
+    ours = MmsraRec(config, None, retrieval, Scale({}), None, None, MADE)  # type: ignore[arg-type]
     return Blend("mmsrarec+other", BlendSettings(**settings), 0, other, ours)
 
 
@@ -99,7 +100,7 @@ def test_together_they_are_better_than_either(dataset: Dataset) -> None:
     both, other = blend(Honest()), Honest()
     for each in (both, other):
         each.fit(dataset)
-    ours = LanguageModel(both.config, None, both.retrieval, Scale({}), None, None, 0.0)  # type: ignore[arg-type]
+    ours = LanguageModel(both.config, None, both.retrieval, Scale({}), None, None, {})  # type: ignore[arg-type]
     assert auc(both) > max(auc(other), auc(ours)) + 0.03
     scores = both.score(cases(np.arange(3)).queries, np.array([[1, 2], [3, 4], [5, 6]]))
     assert ((scores > 0) & (scores < 1)).all()
@@ -123,6 +124,23 @@ def test_weights_do_not_depend_on_test_users(dataset: Dataset, monkeypatch: pyte
     second = blend(Honest())
     second.fit(dataset)
     np.testing.assert_array_equal(first.weights, second.weights)
+
+
+@pytest.mark.parametrize(
+    ("found", "seconds"),
+    [
+        ({}, 103),
+        ({"retriever": 90.0, "sasrec/a": 10.0}, 103),  # it is what the other is as well
+        ({"sasrec/a": 10.0, "sasrec/b": 20.0}, 123),  # a fusion with the retriever's encoder, and with another
+    ],
+)
+def test_what_both_stand_on_took_its_seconds_once(dataset: Dataset, found: dict[str, float], seconds: float) -> None:
+    other = Honest()
+    other.earlier = found
+    both = blend(other)
+    for _ in range(2):
+        both.fit(dataset)
+        assert both.earlier_seconds == seconds
 
 
 def test_it_needs_validation_users_and_a_pool(dataset: Dataset) -> None:

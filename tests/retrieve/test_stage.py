@@ -17,7 +17,7 @@ from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.job import execute
 from mmsrarec_ray.retrieve import stage
-from mmsrarec_ray.retrieve.fit import EncoderTask
+from mmsrarec_ray.retrieve.fit import read_training
 from mmsrarec_ray.retrieve.moments import folds_of
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
@@ -134,11 +134,16 @@ def test_no_split_looks_better_supported_than_another(retrieved: Retrieved) -> N
         assert each["cooccurrence"] < 0.25
 
 
-def test_a_fold_s_encoder_never_sees_the_fold(retrieved: Retrieved, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks: list[EncoderTask] = []
-    monkeypatch.setattr(stage, "train_encoders", lambda given, settings: tasks.extend(given))
+def test_seconds_of_encoders_are_told_apart(retrieved: Retrieved) -> None:
+    encoders, told = Folder.at(retrieved.folder.path) / "../../encoders", retrieved.manifest.metrics["encoder_seconds"]
+    assert set(told) == {f"sasrec/{name}" for name in (encoders / "sasrec").folders()}
+    assert len(told) == 3
+    assert told == {name: read_training(encoders / name).seconds for name in told}
+
+
+def test_a_fold_s_encoder_never_sees_the_fold(retrieved: Retrieved) -> None:
     work = stage._Work(load(None, ["run=/unused", "data.path=/unused", *SETTINGS]), retrieved.log, retrieved.folder)
-    work.train()
+    tasks = list(work.tasks().values())
     everyone, *without = [set(task.train.users.tolist()) for task in tasks]
     assert everyone == set(work.training.users.tolist())
     for fold, users in enumerate(without):
