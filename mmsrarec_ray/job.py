@@ -64,6 +64,8 @@ class Stage(ABC):
         self.config = config
         self.fresh = False
         """Forced: take nothing over from before."""
+        self.renewed: set[str] = set()
+        """Paths of the folders that stages of this job have renewed."""
 
     def requires(self) -> list[Stage]:
         """The stages whose results this one reads."""
@@ -94,6 +96,14 @@ class Stage(ABC):
     @abstractmethod
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
         """Write the result into `out`. inputs: artefact name -> published artefact."""
+
+    def renew(self, folder: Folder) -> None:
+        """Empty a folder of the run that several stages share, where this one is forced and no other of the job has
+        renewed it: what stands in it afterwards is of this job. Raises LeaseError where another process has it."""
+        if self.fresh and folder.path not in self.renewed:
+            with held(folder):
+                folder.clear()
+            self.renewed.add(folder.path)
 
     def clear_up(self, artefact: Artefact) -> None:
         """Remove what a killed run would have gone on from and that lies outside its folder. Called when the result is
@@ -175,7 +185,9 @@ def execute(stage: Stage, run: Run, force: bool = False) -> tuple[Planned, Manif
     """
     steps: dict[str, Planned] = {}
     trusted: set[str] = set()  # artefacts that this job has written or verified
+    renewed: set[str] = set()
     for each in _closure(stage):
+        each.renewed = renewed
         step = _plan(each, run, steps)
         fresh = force and (each is stage or stage.force_all)
         done = (step.status != "up to date" or fresh) and _make(step, fresh, trusted)

@@ -130,6 +130,35 @@ def test_a_job_may_have_everything_repeated(run: Run) -> None:
     assert Count.runs == [False, True]
 
 
+def test_what_stages_share_is_renewed_once_in_a_forced_job(run: Run) -> None:
+    """And never in one that is not forced, which goes on with what a killed one has made."""
+    found: list[list[str]] = []
+
+    class Sharing(Letters):
+        def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
+            self.renew(run.folder / "shared")
+            found.append((run.folder / "shared").files())
+            (run.folder / "shared").write_bytes(self.name, b"")
+            return super().run(out, inputs)
+
+    class Second(Sharing):
+        name: ClassVar[str] = "second"
+        artefact: ClassVar[str] = "second"
+        force_all: ClassVar[bool] = True
+
+        def requires(self) -> list[Stage]:
+            return [Sharing(self.config)]
+
+    (run.folder / "shared").write_bytes("old", b"")
+    execute(Second(config()), run)
+    assert found == [["old"], ["letters", "old"]]
+    execute(Second(config()), run, force=True)
+    assert found[2:] == [[], ["letters"]]
+    run.published("second")[0].folder.clear()
+    execute(Second(config()), run)
+    assert found[4:] == [["letters", "second"]]
+
+
 def test_the_manifest_tells_what_the_artefact_was_made_from(run: Run) -> None:
     step, manifest, _ = execute(Count(config()), run)
     letters = run.published("letters")[0].manifest

@@ -40,12 +40,13 @@ from mmsrarec_ray.retrieve.segments import LIBRARIES
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.settings import Fusion as FusionSettings
 from mmsrarec_ray.settings import FusionContent as FusionContentSettings
-from mmsrarec_ray.store import Artefact, Run, code_fingerprint, fingerprint
+from mmsrarec_ray.store import Artefact, Folder, Run, code_fingerprint, fingerprint
 from mmsrarec_ray.summarize.published import read_halves
 from mmsrarec_ray.summarize.stage import Summarize
 
 OURS = ("mmsrarec", "mmsrarec+retrieval", "mmsrarec+segments", "mmsrarec+fusion", "mmsrarec+fusion_content")
 ORACLES = ("taste_oracle", "history_oracle")
+Renew = Callable[[Folder], None]
 
 
 class Recipe:
@@ -55,8 +56,9 @@ class Recipe:
     """Modules that decide its scores."""
     libraries: tuple[str, ...] = ("numpy", "scipy")
 
-    def __init__(self, name: str, config: Config):
-        self.name, self.config = name, config
+    def __init__(self, name: str, config: Config, renew: Renew):
+        """renew: called with each folder that methods share, before it is looked into: it may be emptied."""
+        self.name, self.config, self.renew = name, config, renew
 
     @property
     def requires(self) -> list[Stage]:
@@ -114,7 +116,7 @@ class SequentialRecipe(Recipe):
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> Method:
         settings = getattr(self.config.methods, self.name)
-        return Sequential(self.name, settings, self.config.train, seed, Run.at(self.config.run))
+        return Sequential(self.name, settings, self.config.train, seed, Run.at(self.config.run), self.renew)
 
 
 class RetrievalRecipe(Recipe):
@@ -177,10 +179,10 @@ class FusionRecipe(Recipe):
     code: tuple[str, ...] = ("methods/fusion", "methods/neighbours", "models/sentences", "retrieve/cooccurrence")
     libraries: tuple[str, ...] = ("torch", "numpy", "scipy")
 
-    def __init__(self, name: str, config: Config):
-        super().__init__(name, config)
+    def __init__(self, name: str, config: Config, renew: Renew):
+        super().__init__(name, config, renew)
         self.own: FusionSettings = getattr(config.methods, name)
-        self.parts = [recipe_of(part, config) for part in self.own.of]
+        self.parts = [recipe_of(part, config, renew) for part in self.own.of]
         self.code = (*self.code, *(module for part in self.parts for module in part.code))
         self.libraries = _merged(self, *self.parts)
 
@@ -237,8 +239,8 @@ class MmsraRecRecipe(RetrievalRecipe):
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 
-    def __init__(self, name: str, config: Config):
-        super().__init__(name, config)
+    def __init__(self, name: str, config: Config, renew: Renew):
+        super().__init__(name, config, renew)
         if wanted(config):
             self.libraries = (*self.libraries, *LIBRARIES)
 
@@ -281,15 +283,18 @@ class MmsraRecRecipe(RetrievalRecipe):
         """Those of the same model, asked in the same way about the same items."""
         made_from = {name: inputs[name].manifest.digest for name in ("dataset", "keywords", "recommender")}
         decides = [self.settings, code_fingerprint(self.code), self.engine(), made_from]
-        return Answers(Run.at(self.config.run).folder / "answers" / fingerprint(decides))
+        folder = Run.at(self.config.run).folder / "answers" / fingerprint(decides)
+        self.renew(folder)
+        return Answers(folder)
 
 
 class BlendRecipe(MmsraRecRecipe):
     """The same beside another method, by learnt weights."""
 
-    def __init__(self, name: str, config: Config):
-        super().__init__(name, config)
-        self.ours, self.other = MmsraRecRecipe("mmsrarec", config), recipe_of(name.partition("+")[2], config)
+    def __init__(self, name: str, config: Config, renew: Renew):
+        super().__init__(name, config, renew)
+        self.ours = MmsraRecRecipe("mmsrarec", config, renew)
+        self.other = recipe_of(name.partition("+")[2], config, renew)
         self.code = (*MmsraRecRecipe.code, "methods/blend", "data/negatives", *self.other.code)
         self.libraries = _merged(self.ours, self.other)
 
@@ -336,8 +341,8 @@ class OracleRecipe(Recipe):
         return TasteOracle(shop, *(truth[name].take(places).to_numpy() for name in ("look", "habit", "circle")))
 
 
-def recipe_of(name: str, config: Config) -> Recipe:
-    """The recipe of a method that the configuration names."""
+def recipe_of(name: str, config: Config, renew: Renew = lambda folder: None) -> Recipe:
+    """The recipe of a method that the configuration names. renew: as `Recipe` takes it."""
     kinds: dict[str, type[Recipe]] = {
         **dict.fromkeys(("sasrec", "gru4rec", "bert4rec"), SequentialRecipe),
         **dict.fromkeys(ORACLES, OracleRecipe),
@@ -349,7 +354,7 @@ def recipe_of(name: str, config: Config) -> Recipe:
         "segments": SegmentsRecipe,
         **dict.fromkeys(OURS[1:], BlendRecipe),
     }
-    return kinds.get(name, Recipe)(name, config)
+    return kinds.get(name, Recipe)(name, config, renew)
 
 
 def seconds_of(made: Artefact) -> dict[str, float]:

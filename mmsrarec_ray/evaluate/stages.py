@@ -73,7 +73,7 @@ class Scores(Stage):
 
     def __init__(self, config: Config, method: str):
         super().__init__(config)
-        self.recipe: Recipe = recipe_of(method, config)
+        self.recipe: Recipe = recipe_of(method, config, self.renew)
         self.name = f"score {method}"  # type: ignore[misc]  # a stage of its own for each method
         self.artefact = f"scores/{method}"  # type: ignore[misc]
         self.code = (*Scores.code, *self.recipe.code)  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mmsrarec_ray.data.log import Queries
@@ -12,7 +14,7 @@ from mmsrarec_ray.retrieve.folders import encoder_folder, name_of
 from mmsrarec_ray.retrieve.train import train_encoders
 from mmsrarec_ray.settings import Encoder as EncoderSettings
 from mmsrarec_ray.settings import Train as TrainSettings
-from mmsrarec_ray.store import Run
+from mmsrarec_ray.store import Folder, Run
 
 
 class Sequential(Method):
@@ -21,9 +23,18 @@ class Sequential(Method):
     Items without a training interaction score just below all others.
     """
 
-    def __init__(self, kind: str, settings: EncoderSettings, train: TrainSettings, seed: int, run: Run):
-        """kind: 'sasrec', 'gru4rec' or 'bert4rec'; run: where encoders are kept."""
-        self.name = kind
+    def __init__(
+        self,
+        kind: str,
+        settings: EncoderSettings,
+        train: TrainSettings,
+        seed: int,
+        run: Run,
+        renew: Callable[[Folder], None] = lambda folder: None,
+    ):
+        """kind: 'sasrec', 'gru4rec' or 'bert4rec'; run: where encoders are kept; renew: called with the folder of each
+        before it is looked into."""
+        self.name, self.renew = kind, renew
         self.settings, self.train, self.seed, self.store = settings, train, seed, run
 
     def task(self, dataset: Dataset) -> EncoderTask:
@@ -33,6 +44,7 @@ class Sequential(Method):
 
     def learn(self, dataset: Dataset) -> None:
         task = self.task(dataset)
+        self.renew(task.folder)
         there = finished(task.folder)
         (training,) = train_encoders([task], self.train)
         self.earlier = {name_of(task.folder): training.seconds} if there else {}

@@ -62,8 +62,10 @@ class Retrieve(Stage):
         return workers.resources(self.config.train, at_least=1)
 
     def run(self, out: Folder, inputs: dict[str, Artefact]) -> Outcome:
-        out.clear()
         work = _Work(self.config, read_log(inputs["dataset"].folder), out)
+        for task in work.tasks().values():
+            self.renew(task.folder)
+        out.clear()
         seconds = work.train()
         index = work.build(work.training, ALL_USERS)
         work.save(index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +16,7 @@ from mmsrarec_ray.config import load
 from mmsrarec_ray.data.log import Cases, Log, Queries, Sequences
 from mmsrarec_ray.data.parts import to_parquet
 from mmsrarec_ray.data.prepare import Prepare
-from mmsrarec_ray.evaluate.recipes import recipe_of, seconds_of
+from mmsrarec_ray.evaluate.recipes import BlendRecipe, MmsraRecRecipe, recipe_of, seconds_of
 from mmsrarec_ray.evaluate.stage import Evaluate
 from mmsrarec_ray.evaluate.stages import Lists, Scores
 from mmsrarec_ray.job import Stage
@@ -144,16 +143,30 @@ def test_content_is_the_texts_or_the_keywords(method: str, tmp_path: Path) -> No
         assert said == {"texts": texts, "keywords": ["red", "loaf, brown, rye", ""]}
 
 
+def published(folder: Path, name: str, seconds: float, metrics: dict[str, Any]) -> Artefact:
+    made = Artefact(name, "f", Folder.at(str(folder / name)))
+    texts = dict.fromkeys(("code", "package"), "") | {"artefact": name, "fingerprint": "f"}
+    empty: dict[str, Any] = {key: {} for key in ("engine", "config", "inputs", "files", "counts")}
+    made.publish(Manifest(**texts, **empty, metrics=metrics, seconds=seconds, created=datetime(2026, 1, 1, tzinfo=UTC)))
+    return made
+
+
 def test_seconds_of_an_artefact_are_those_of_its_encoders_and_the_rest(tmp_path: Path) -> None:
-    made = Artefact("retriever", "f", Folder.at(str(tmp_path)))
-    facts = {"artefact": "retriever", "fingerprint": "f", "code": "", "package": "", "engine": {}, "config": {}}
-    metrics = {"encoder_seconds": {"sasrec/a": 60.0, "sasrec/b": 30.0}}
-    more = {"inputs": {}, "files": {}, "counts": {}, "created": datetime(2026, 1, 1, tzinfo=UTC)}
+    encoders = {"sasrec/a": 60.0, "sasrec/b": 30.0}
     for seconds, rest in ((100.0, 10.0), (50.0, 0.0)):  # a resumed training began in a job before
-        made.publish(Manifest(**facts, metrics=metrics, seconds=seconds, **more))
-        assert seconds_of(replace(made)) == {"retriever": rest, "sasrec/a": 60, "sasrec/b": 30}
-    made.publish(Manifest(**facts, metrics={}, seconds=7.0, **more))
-    assert seconds_of(replace(made)) == {"retriever": 7}
+        made = published(tmp_path, "retriever", seconds, {"encoder_seconds": encoders})
+        assert seconds_of(made) == {"retriever": rest, **encoders}
+    assert seconds_of(published(tmp_path, "keywords", 7.0, {})) == {"keywords": 7}
+
+
+@pytest.mark.parametrize("method", ["mmsrarec", "mmsrarec+retrieval"])
+def test_answers_are_renewed_before_they_are_looked_into(method: str, tmp_path: Path) -> None:
+    inputs = {name: published(tmp_path, name, 1.0, {}) for name in ("dataset", "keywords", "recommender")}
+    renewed: list[str] = []
+    recipe = recipe_of(method, CONFIG, lambda folder: renewed.append(folder.path))
+    ours = recipe.ours if isinstance(recipe, BlendRecipe) else recipe
+    assert isinstance(ours, MmsraRecRecipe)
+    assert renewed == [ours.answers(inputs).folder.path]
 
 
 def earlier(stage: Stage) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -144,6 +144,28 @@ def test_seeds_draw_other_lists(ray_session: str, folder: Path) -> None:
     rows = {row["method"]: row for row in report["rows"]}
     assert rows["random"]["HR@5"]["std_over_seeds"] > 0
     assert report["seeds"] == [0, 1, 2]
+
+
+def test_a_forced_job_trains_each_encoder_anew_and_once(
+    ray_session: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Retrieval, the encoder itself and a fusion stand on the same one."""
+
+    class Everything(Evaluate):
+        force_all: ClassVar[bool] = True
+
+    def trained(force: bool) -> list[str]:
+        execute(stage, Run.at(str(tmp_path / "run")), force)
+        return [
+            line.partition(": epoch 1 of")[0] for line in capfd.readouterr().err.splitlines() if "epoch 1 of" in line
+        ]
+
+    write_files(tmp_path / "data", files(histories()))
+    stage = Everything(config(tmp_path, "[retrieval, sasrec, fusion]", "methods.fusion.of=[sasrec]", *TINY))
+    once = [f"sasrec {whose}" for whose in ("of all training users", "without fold 0", "without fold 1")]
+    assert [line[-len(name) :] for line, name in zip(trained(False), once, strict=True)] == once
+    assert [line[-len(name) :] for line, name in zip(trained(True), once, strict=True)] == once
+    assert trained(False) == []
 
 
 def test_slices_by_hand() -> None:
