@@ -83,10 +83,9 @@ class Signs:
         pair = np.repeat(np.arange(len(rows)), times)  # which candidate a pair of it and an item of the history is of
         before = np.concatenate([np.zeros(0, np.int64), *(histories[row] for row in rows)]).astype(np.int64)
         age = np.repeat(np.cumsum(times), times) - 1 - np.arange(len(pair))
-        asked = rows[pair], before, items[pair]
-        nobody = Sequences.of([[]] * len(histories)) if own is None else own
-        count = self.together.without(nobody, *asked)
-        followers = np.maximum(np.asarray(self.together.count.sum(1)), 1)[before]
+        left_out = Sequences.of([[]] * len(histories)) if own is None else own
+        count = self.together.without(left_out, rows[pair], before, items[pair])
+        followers = np.maximum(self.together.followers(left_out, rows[pair], before), 1)
         weight = _DECAY**age
         total = np.bincount(pair, weight, len(rows))
         return np.bincount(pair, weight * count / followers, len(rows)) / np.maximum(total, 1e-12)

@@ -73,13 +73,25 @@ class Cooccurrence:
             return np.zeros(0, np.int64)
         n = self.count.shape[0]
         row, first, then, _ = pairs(own, self.window)
-        keys, times = np.unique((row * n + first) * n + then, return_counts=True)
-        asked = (rows * n + before) * n + after
         counts = np.asarray(self.count[before, after]).astype(np.int64)
-        if len(keys):
-            places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-            counts -= np.where(keys[places] == asked, times[places], 0)
-        return counts
+        return counts - _times((row * n + first) * n + then, (rows * n + before) * n + after)
+
+    def followers(self, own: Sequences, rows: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """How many pairs begin with some items, those left out that stand in a user's own training sequence: int64
+        (p,). own, rows, before: as in `without`."""
+        n = self.count.shape[0]
+        row, first, _, _ = pairs(own, self.window)
+        counts = np.asarray(self.count.sum(1)).astype(np.int64)[before]
+        return counts - _times(row * n + first, rows * n + before)
+
+
+def _times(keys: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """How often each number that is asked for stands among the keys: int64 (p,). keys: int64 (m,); asked: int64 (p,)."""
+    if not len(keys):
+        return np.zeros(len(asked), np.int64)
+    found, times = np.unique(keys, return_counts=True)
+    places = np.minimum(np.searchsorted(found, asked), len(found) - 1)
+    return np.where(found[places] == asked, times[places], 0)
 
 
 def pairs(sequences: Sequences, window: int) -> tuple[np.ndarray, ...]:

@@ -37,7 +37,8 @@ def test_counts_by_hand() -> None:
 
 
 def test_a_users_own_interactions_leave_no_trace() -> None:
-    """User 0 went from 0 and 1 to 2: without it, 2 came after 0 once and never after 1."""
+    """User 0 went from 0 and 1 to 2: without it, 2 came after 0 once of twice, and never after 1. Without user 3, it
+    came after 0 once of three times."""
     own = TRAIN.take(np.array([0, 3]))
     histories = [np.array([0, 1]), np.array([0])]
     with_own, without = (
@@ -48,8 +49,23 @@ def test_a_users_own_interactions_leave_no_trace() -> None:
     assert without[0][1] == without[1][1] == 1
     newest, older = 1 / 1.8, 0.8 / 1.8
     assert with_own[0][0] == pytest.approx(newest * 1 / 1 + older * 2 / 4)
-    assert without[0][0] == pytest.approx(older * 1 / 4)
-    assert without[1][0] == pytest.approx(1 / 4)
+    assert without[0][0] == pytest.approx(older * 1 / 2)
+    assert without[1][0] == pytest.approx(1 / 3)
+
+
+def test_signs_are_those_of_a_log_that_never_had_the_user() -> None:
+    """So a training user is told of as one who is new."""
+    rng, items = np.random.default_rng(0), 12
+    train = Sequences.of([rng.integers(0, items, rng.integers(1, 9)).tolist() for _ in range(30)])
+    asked = [np.arange(5)], [{}], [np.arange(items)]
+    for user in range(len(train)):
+        rest = train.take(np.arange(len(train)) != user)
+        with_it, never = (
+            Signs(("cooccurrence", "popularity"), np.bincount(each.items, minlength=items), together)
+            for each in (train, rest)
+            for together in [Cooccurrence.of(each, items, window=3)]
+        )
+        np.testing.assert_allclose(with_it(*asked, train.take(np.array([user]))), never(*asked))
 
 
 def liking(word: str) -> Segments:
