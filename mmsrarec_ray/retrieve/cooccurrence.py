@@ -86,7 +86,7 @@ class Cooccurrence:
 
 
 def _times(keys: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """How often each number that is asked for stands among the keys: int64 (p,). keys: int64 (m,); asked: int64 (p,)."""
+    """How often each number asked for stands among the keys: int64 (p,). keys: int64 (m,); asked: int64 (p,)."""
     if not len(keys):
         return np.zeros(len(asked), np.int64)
     found, times = np.unique(keys, return_counts=True)
