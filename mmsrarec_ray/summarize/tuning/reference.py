@@ -20,6 +20,7 @@ from mmsrarec_ray.summarize.prompts import user_content
 
 _WRITE = "Write the text of an item with these keywords.\nKeywords:"  # a space comes next: tokens begin with theirs
 _BATCH = 32
+_BESIDE_TOKENS = ("token_type_ids", "mm_token_type_ids")  # which tokens are a picture's; 0: none
 
 
 class Reader(Protocol):
@@ -71,7 +72,10 @@ class TextReference:
             ids[row, : len(whole)] = whole
             mask[row, len(self.shared) : len(self.shared) + len(whole)] = 1
             labels[row, len(line) - 1 : len(whole) - 1] = whole[len(line) :]
-        logits = self.model(ids.to(device), attention_mask=mask.to(device), past_key_values=cache).logits.float().cpu()
+        # Left alone, a model that counts positions in a picture goes on from those of the last picture it was shown.
+        positions = torch.arange(len(self.shared), mask.shape[1], device=device).expand(len(rows), -1)
+        told = {"attention_mask": mask.to(device), "position_ids": positions, "past_key_values": cache}
+        logits = self.model(ids.to(device), **told).logits.float().cpu()
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
         return (-losses.sum(1) / (labels >= 0).sum(1)).tolist()
 
@@ -124,6 +128,8 @@ class PictureReference:
             padded[row, : len(ids)] = torch.tensor(ids)
         inputs["input_ids"] = torch.cat([prompts, padded], 1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(padded)], 1)
+        for name in inputs.keys() & _BESIDE_TOKENS:
+            inputs[name] = torch.cat([inputs[name], torch.zeros_like(padded, dtype=inputs[name].dtype)], 1)
         logits = self.model(**inputs.to(self.model.device)).logits[:, prompts.shape[1] - 1 : -1].float().cpu()
         logs = logits.log_softmax(-1).gather(2, padded[:, :, None])[:, :, 0]
         return [
