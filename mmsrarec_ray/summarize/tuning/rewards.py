@@ -2,7 +2,8 @@
 
 Each returns a float an answer, higher is better. An answer that is not in the form of the grammar is read as one
 without keywords, and `Form` charges it. Columns: `has_image`, `has_text`, `text` (title and text as the prompt holds
-them), `title`, `images` (a list with the item's picture, or none) and `other_picture` (of another item).
+them), `title`, `images` (a list with the item's picture, or none) and `other_picture` (of another item; None where no
+other has one).
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class Grounding:
     keywords k of the picture's half; in [-1, 1].
 
     d_k is how much likelier, in nats, the untuned model holds k before the item's own picture than before another
-    item's. A keyword is in the text where all of its words are. Without a picture: 0.
+    item's. A keyword is in the text where all of its words are. Without a picture, or one of another item: 0.
     """
 
     reference: PictureReference
@@ -156,7 +157,7 @@ class Grounding:
         **columns: Any,
     ) -> list[float]:
         said = [each.image for each in read(completions)]
-        shown = [row for row, words in enumerate(said) if words and images[row]]
+        shown = [row for row, words in enumerate(said) if words and images[row] and other_picture[row] is not None]
         gains = self.reference.gains(
             [said[row] for row in shown], [images[row][0] for row in shown], [other_picture[row] for row in shown]
         )
