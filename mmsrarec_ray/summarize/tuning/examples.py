@@ -42,7 +42,7 @@ def write_examples(config: Config, items: Items, out: Folder) -> Counter[str]:
     """Write the items of each split that are used below `out/SPLIT`, and those that cannot be below `out/failures`.
 
     Which items are drawn depends on `tune_summarizer.seed` and their ids alone. Returns counts: SPLIT_items, failed.
-    Raises InputError where a split has no usable item.
+    Raises InputError where a split has no usable item, and where there are fewer to learn from than an update takes.
     """
     wanted = dict(zip(SPLITS, _limits(config), strict=True))
     below = {split: _threshold(items, split, wanted[split], config.tune_summarizer.seed) for split in SPLITS}
@@ -65,7 +65,19 @@ def write_examples(config: Config, items: Items, out: Folder) -> Counter[str]:
                 f"tune_summarizer: the split {split} has no usable item ({totals['failed']} failed): "
                 "split.item_validation and split.item_test say how many are kept apart."
             )
+    _require_an_update(config, totals)
     return totals
+
+
+def _require_an_update(config: Config, totals: Counter[str]) -> None:
+    s, usable = config.tune_summarizer, totals[f"{TRAIN}_items"]
+    needed = s.batch_size // s.generations
+    if usable < needed:
+        raise InputError(
+            f"tune_summarizer.batch_size: an update takes {s.batch_size} answers, generations ({s.generations}) of "
+            f"each of {needed} items, and there are {usable} usable ones to learn from ({totals['failed']} failed): it "
+            f"may be {usable * s.generations} at most. tune_summarizer.items is the most that are drawn."
+        )
 
 
 def _limits(config: Config) -> tuple[int | None, int, int]:

@@ -84,13 +84,22 @@ class _Tuning:
         resume, step = newest_checkpoint(self.task.out, self.worker.scratch / "resume")
         if resume:
             self.worker.report(f"tune_summarizer: goes on from step {step:,}")
-        trainer.train(resume_from_checkpoint=resume)
+        train(trainer, resume)
         before, after = (answerer(trainer, self.examples[TEST], tuned) for tuned in (False, True))
         report = compare(self.config, self.examples[TEST], before, after)
         if self.worker.rank == 0:
             write_report(report, self.task.out)
         facts = {"steps": trainer.state.global_step, "resumed_at": step, "test": report}
         write_result(trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
+
+
+def train(trainer: Any, resume: str | None) -> None:
+    """Train to the last step, from a checkpoint where there is one. Raises RuntimeError where it ended before: the
+    trainer only warns of that."""
+    trainer.train(resume_from_checkpoint=resume)
+    done, wanted = trainer.state.global_step, trainer.args.max_steps
+    if done < wanted:
+        raise RuntimeError(f"the training ended after {done:,} of {wanted:,} steps")
 
 
 def trainer_of(config: Config, examples: Examples, terms: Mapping[str, Reward], workers: int, scratch: Path) -> Any:
