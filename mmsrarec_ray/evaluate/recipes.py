@@ -235,7 +235,7 @@ class MmsraRecRecipe(RetrievalRecipe):
         *("methods/mmsrarec", "rank/score", "rank/answers", "rank/ask", "rank/catalogue", "rank/evidence"),
         *("rank/prompts", "models/engine", "models/load", "models/lora", "summarize/prompts", "data/images"),
         *("data/frames", "rank/segments", "rank/contexts", "retrieve/segments", "retrieve/contexts"),
-        *("retrieve/moments", "summarize/published"),
+        *("retrieve/moments", "summarize/published", "models/pictures"),
     )
     libraries: tuple[str, ...] = ("transformers", *RetrievalRecipe.libraries)
 

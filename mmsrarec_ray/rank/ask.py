@@ -16,6 +16,7 @@ from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.models.load import source
+from mmsrarec_ray.models.pictures import picture_tokens
 from mmsrarec_ray.rank.catalogue import Shown
 from mmsrarec_ray.rank.evidence import EXPLAINED
 from mmsrarec_ray.rank.prompts import INSTRUCTIONS, Task, bullet, choice_lines, content, spoken_answers, user_lines
@@ -54,11 +55,7 @@ class Asker:
     @cached_property
     def picture_tokens(self) -> int:
         """By how many tokens a picture of the largest size makes a question longer than its mark."""
-        size = self.config.model.image_size
-        turn = [{"role": "user", "content": content("", "", True)}]
-        text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
-        whole = self.processor(text=[text], images=[[Image.new("RGB", (size, size))]], add_special_tokens=False)
-        return len(whole["input_ids"][0]) - len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return picture_tokens(self.processor, content("", "", True), self.config.model.image_size)
 
     def user(
         self,

@@ -46,7 +46,7 @@ class TuneRecommender(Stage):
         *("adapters", "workers", "retrieve/segments", "retrieve/moments", "retrieve/cooccurrence"),
         *("retrieve/retriever", "retrieve/index", "retrieve/encoders"),
         *("data/schemas", "data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
-        *("models/load", "models/engine", "summarize/prompts", "summarize/published"),
+        *("models/load", "models/engine", "models/pictures", "summarize/prompts", "summarize/published"),
     )
 
     def requires(self) -> list[Stage]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.images import ImageLimits, load_image
+from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.models.load import source
+from mmsrarec_ray.models.pictures import picture_tokens
 from mmsrarec_ray.store import fingerprint
 from mmsrarec_ray.summarize.keywords import Grammar
 from mmsrarec_ray.summarize.prompts import PROMPT_VERSION, item_text, user_content
@@ -28,6 +31,18 @@ def grammar(config: Config) -> Grammar:
     """The keyword grammar of these settings."""
     s = config.summarize
     return Grammar(s.max_keywords, s.max_words, s.max_word_chars)
+
+
+def require_room(config: Config) -> None:
+    """Raises ConfigError where the longest answer leaves a prompt no room in the model's context: all items would
+    fail."""
+    needed, room, s = grammar(config).max_tokens(), config.model.max_model_len, config.summarize
+    if needed >= room:
+        raise ConfigError(
+            f"summarize.max_keywords: an answer may take {needed} tokens, and model.max_model_len, {room}, must hold "
+            f"the prompt too. Make it larger, or summarize.max_keywords ({s.max_keywords}), max_words ({s.max_words}) "
+            f"or max_word_chars ({s.max_word_chars}) smaller."
+        )
 
 
 def prompt_version(config: Config) -> str:
@@ -72,7 +87,13 @@ class Renderer:
         content = user_content(text, image is not None, self.settings.max_keywords)
         prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         tokens = self.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return Rendered(tokens, image, bool(text), self._sampling(len(tokens), image is not None, bool(text)))
+        length = len(tokens) + (self.picture_tokens if image is not None else 0)
+        return Rendered(tokens, image, bool(text), self._sampling(length, image is not None, bool(text)))
+
+    @cached_property
+    def picture_tokens(self) -> int:
+        """By how many tokens a picture of the largest size makes a prompt longer than its mark."""
+        return picture_tokens(self.processor, user_content("", True, self.settings.max_keywords), self.model.image_size)
 
     def _sampling(self, prompt_tokens: int, has_image: bool, has_text: bool) -> dict[str, Any]:
         room = self.model.max_model_len - prompt_tokens

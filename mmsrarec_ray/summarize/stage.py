@@ -15,7 +15,7 @@ from mmsrarec_ray.store import Artefact, Folder, Run
 from mmsrarec_ray.summarize import finish
 from mmsrarec_ray.summarize.contact_sheet import write_contact_sheet
 from mmsrarec_ray.summarize.pipeline import FAILURE_PARTS, KEYWORD_PARTS, Recipe, summarise
-from mmsrarec_ray.summarize.render import prompt_version
+from mmsrarec_ray.summarize.render import prompt_version, require_room
 from mmsrarec_ray.summarize.reuse import Items, contains
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 
@@ -31,7 +31,8 @@ class Summarize(Stage):
     code: ClassVar[tuple[str, ...]] = (
         *("summarize/stage", "summarize/pipeline", "summarize/render", "summarize/prompts", "summarize/keywords"),
         *("summarize/reuse", "summarize/finish", "summarize/contact_sheet", "models/load", "models/engine"),
-        *("adapters", "models/lora", "data/schemas", "data/parts", "data/rows", "data/frames", "data/images"),
+        *("adapters", "models/lora", "models/pictures", "data/schemas", "data/parts", "data/rows", "data/frames"),
+        *("data/images",),
     )
 
     def requires(self) -> list[Stage]:
@@ -54,6 +55,7 @@ class Summarize(Stage):
 
     def check(self) -> None:
         source(self.config.model)
+        require_room(self.config)
         if self.config.summarize.tuned:
             require_folder(self.config.run, "tuned summaries")
 

@@ -20,10 +20,11 @@ from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.shop import law
 from mmsrarec_ray.data.shop.generate import item_row, truth_row
 from mmsrarec_ray.errors import ConfigError
-from mmsrarec_ray.job import execute, plan
+from mmsrarec_ray.job import Stage, execute, plan
 from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.store import Artefact, Manifest, Run
 from mmsrarec_ray.summarize.stage import STAGING, Summarize
+from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 from tests.prometheus import seen_panels, server, unfilled
 
 N = 24
@@ -255,6 +256,29 @@ def test_a_prompt_that_leaves_no_room_fails_its_item(place: Place, shop: law.Sho
     row = item_row(shop, 0) | {"image_uri": None, "text": "é" * 2000}
     with pytest.raises(PromptTooLong, match=r"more than model\.max_model_len 2600"):
         Renderer(place.config("model.max_model_len=2600"))(row)
+
+
+def test_a_picture_takes_its_part_of_the_room(place: Place, shop: law.Shop) -> None:
+    from mmsrarec_ray.summarize.render import PromptTooLong, Renderer
+
+    row = item_row(shop, 0) | {"image_uri": None}
+    roomy = Renderer(place.config())
+    rendered = roomy(row)
+    read = roomy.processor(
+        text=[roomy.processor.tokenizer.decode(rendered.tokens)], images=[[rendered.image]], add_special_tokens=False
+    )
+    needed = len(read["input_ids"][0]) + rendered.sampling["max_tokens"]
+    assert Renderer(place.config(f"model.max_model_len={needed}"))(row).tokens == rendered.tokens
+    with pytest.raises(PromptTooLong):
+        Renderer(place.config(f"model.max_model_len={needed - 1}"))(row)
+
+
+@pytest.mark.parametrize("stage", [Summarize, TuneSummarizer])
+def test_answers_that_leave_no_prompt_any_room_are_refused(stage: type[Stage], place: Place) -> None:
+    stage(place.config("summarize.max_keywords=9")).check()
+    expected = r"summarize\.max_keywords: an answer may take 4205 tokens, and model\.max_model_len, 4096, must hold"
+    with pytest.raises(ConfigError, match=expected):
+        stage(place.config("summarize.max_keywords=10")).check()
 
 
 def test_a_manifest_is_json_that_people_can_read(first: tuple[Artefact, Manifest]) -> None:

@@ -16,7 +16,7 @@ from mmsrarec_ray.progress import say
 from mmsrarec_ray.store import Artefact, Folder, Run
 from mmsrarec_ray.summarize.finish import parquet_files
 from mmsrarec_ray.summarize.pipeline import FAILURE_PARTS
-from mmsrarec_ray.summarize.render import prompt_version
+from mmsrarec_ray.summarize.render import prompt_version, require_room
 from mmsrarec_ray.summarize.reuse import Items
 from mmsrarec_ray.summarize.tuning.examples import SPLITS, write_examples
 from mmsrarec_ray.summarize.tuning.fit import Task, work
@@ -34,7 +34,7 @@ class TuneSummarizer(Stage):
     code: ClassVar[tuple[str, ...]] = (
         *("summarize/tuning", "summarize/render", "summarize/prompts", "summarize/keywords", "summarize/reuse"),
         *("summarize/finish", "summarize/pipeline", "models/sentences", "models/word_model", "models/load"),
-        *("models/engine", "adapters", "workers", "intervals"),
+        *("models/engine", "models/pictures", "adapters", "workers", "intervals"),
         *("data/schemas", "data/parts", "data/rows", "data/frames", "data/images", "data/splits"),
         *("data/shop/generate", "data/shop/law", "data/shop/truth"),
     )
@@ -66,6 +66,7 @@ class TuneSummarizer(Stage):
 
     def check(self) -> None:
         source(self.config.model)
+        require_room(self.config)
         if "mlflow" in self.config.tune_summarizer.trackers and find_spec("mlflow") is None:
             raise ConfigError("tune_summarizer.trackers: mlflow is not installed: `uv pip install mlflow`.")
 
