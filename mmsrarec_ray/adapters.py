@@ -27,7 +27,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINING = (CHECKPOINTS, FACTS)
 """What a stage that trains an adapter goes on from. Equal weights shall be an equal artefact, whatever its losses:
 these are in the manifest's metrics."""
-_ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)  # equal weights give equal bytes
+_ADAPTER_CONFIG = "adapter_config.json"
 _COMPLETE = "complete"
 _KEPT_CHECKPOINTS = 2
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -198,13 +198,24 @@ def _whole(folder: Folder) -> list[str]:
     return [name for name in reversed(folder.folders()) if (folder / name).exists(_COMPLETE)]
 
 
-def write_result(trainer: Any, facts: dict[str, Any], out: Folder, scratch: Path, rank: int) -> None:
-    """The adapter, then what is known of its training: `FACTS` is written last. To be called by every worker."""
-    trainer.save_model(str(scratch / ADAPTER))
+def write_result(config: Config, trainer: Any, facts: dict[str, Any], out: Folder, scratch: Path, rank: int) -> None:
+    """The adapter, then what is known of its training: `FACTS` is written last. To be called by every worker.
+
+    Equal weights give equal bytes, wherever they were learnt.
+    """
+    made = scratch / ADAPTER
+    trainer.save_model(str(made))
     if rank == 0:
-        for name in _ADAPTER_FILES:
-            (out / ADAPTER).write_bytes(name, (scratch / ADAPTER / name).read_bytes())
+        (out / ADAPTER).write_bytes(_ADAPTER_CONFIG, _portable((made / _ADAPTER_CONFIG).read_bytes(), config))
+        (out / ADAPTER).write_bytes(ADAPTER_WEIGHTS, (made / ADAPTER_WEIGHTS).read_bytes())
         out.write_bytes(FACTS, json.dumps(facts, indent=2).encode())
+
+
+def _portable(adapter_config: bytes, config: Config) -> bytes:
+    """PEFT's configuration with the base model as the settings name it. PEFT writes the folder that it was loaded
+    from, which for the tiny one is wherever the package lies; neither PEFT nor vLLM needs it to load the adapter."""
+    settings = json.loads(adapter_config) | {"base_model_name_or_path": config.model.source}
+    return json.dumps(settings, indent=2, sort_keys=True).encode()
 
 
 def read_facts(out: Folder) -> dict[str, Any]:

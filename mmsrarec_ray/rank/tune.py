@@ -76,7 +76,7 @@ class _Tuning:
             "validation_loss": judged["eval_loss"],
             "validation_accuracy": judged["eval_mean_token_accuracy"],
         }
-        write_result(trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
+        write_result(self.task.config, trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
 
     def _trainer(self) -> Any:
         from trl import SFTConfig, SFTTrainer

@@ -90,7 +90,7 @@ class _Tuning:
         if self.worker.rank == 0:
             write_report(report, self.task.out)
         facts = {"steps": trainer.state.global_step, "resumed_at": step, "test": report}
-        write_result(trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
+        write_result(self.config, trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
 
 
 def train(trainer: Any, resume: str | None) -> None:
