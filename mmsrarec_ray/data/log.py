@@ -1,8 +1,8 @@
 """A dataset's interactions as arrays: what sequence encoders, retrieval, methods and evaluation work on.
 
 About 13 bytes an interaction, 12 more where training sequences are asked for, and the ids: a billion interactions are
-25 GB. Items and users are numbered in the
-order of their ids, so equal datasets give equal numbers.
+25 GB, and about 65 while they are read. Items and users are numbered in the order of their ids, so equal datasets give
+equal numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmsrarec_ray.data.parts import read_parts
+from mmsrarec_ray.data.parts import read_part, read_parts
 from mmsrarec_ray.data.splits import TEST, TRAIN, VALIDATION
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.store import Folder
@@ -207,22 +207,42 @@ class Log:
 def read_log(dataset: Folder) -> Log:
     """The interactions of a published dataset. Raises InputError where there are none."""
     items = read_parts(dataset / "items", ["item_id", "in_core"]).sort_by("item_id")
-    interactions = read_parts(dataset / "interactions", ["user_id", "item_id", "timestamp", "position", "split"])
-    if not interactions.num_rows:
-        raise InputError(f"{dataset.path}: the dataset has no interactions to learn from or to evaluate on.")
     people = read_parts(dataset / "users", ["user_id", "split"]).sort_by("user_id")
     ids, users = items["item_id"].combine_chunks(), people["user_id"].combine_chunks()
-    user = pc.index_in(interactions["user_id"], value_set=users).to_numpy().astype(np.int64)
-    order = np.lexsort([interactions["position"].to_numpy(), user])
-    places = pc.index_in(interactions["item_id"], value_set=ids).to_numpy().astype(np.int32)
-    split = pc.index_in(interactions["split"], value_set=pa.array(list(_SPLITS))).to_numpy().astype(np.uint8)
+    folder = dataset / "interactions"
+    parts = [_numbers(folder, name, users, ids) for name in folder.files()]
+    if not sum(len(part["user"]) for part in parts):
+        raise InputError(f"{dataset.path}: the dataset has no interactions to learn from or to evaluate on.")
+    user, position = _joined(parts, "user"), _joined(parts, "position")
+    order = np.lexsort([position, user])
+    del position
     starts = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
-    times = interactions["timestamp"].to_numpy()[order]
+    del user
     return Log(
         items=ids,
         in_core=items["in_core"].combine_chunks().to_numpy(zero_copy_only=False),
         users=users,
-        sequences=Sequences(np.arange(len(users)), starts, places[order], times),
-        split=split[order],
+        sequences=Sequences(
+            np.arange(len(users)), starts, _joined(parts, "item")[order], _joined(parts, "timestamp")[order]
+        ),
+        split=_joined(parts, "split")[order],
         by_user=people.num_rows > 0 and people["split"].null_count == 0,
     )
+
+
+def _numbers(folder: Folder, name: str, users: pa.Array, items: pa.Array) -> dict[str, np.ndarray]:
+    """A part with numbers for its ids, which take much more memory: of a large log they are never there at once."""
+    part = read_part(folder, name, ["user_id", "item_id", "timestamp", "position", "split"])
+    splits = pa.array(list(_SPLITS))
+    return {
+        "user": pc.index_in(part["user_id"], value_set=users).to_numpy(),
+        "item": pc.index_in(part["item_id"], value_set=items).to_numpy(),
+        "split": pc.index_in(part["split"], value_set=splits).to_numpy().astype(np.uint8),
+        "timestamp": part["timestamp"].to_numpy(),
+        "position": part["position"].to_numpy(),
+    }
+
+
+def _joined(parts: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
+    """A column of all parts, which give it up."""
+    return np.concatenate([part.pop(name) for part in parts])
