@@ -86,7 +86,7 @@ def _cards(config: Config, items: Items, out: Folder) -> list[dict[str, Any]]:
 
 def _find(items: Items, chosen: pa.Array) -> dict[str, dict[str, Any]]:
     """Rows of these items by id: of pictures, the groups in which they lie are read, and no others."""
-    columns = ["title", "text", "image", "image_uri"]
+    columns = ["item_id", "title", "text", "image", "image_uri"]
     rows = Rows(items.folder.filesystem, _files_of(items, chosen))
     return {item_id: row for item_id in chosen.to_pylist() if (row := rows.find(item_id, columns))}
 
