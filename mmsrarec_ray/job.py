@@ -217,7 +217,7 @@ def _make(step: Planned, fresh: bool, trusted: set[str]) -> bool:
             return False
         for each in step.inputs.values():
             if each.folder.path not in trusted:
-                each.verify(_checksums)
+                each.verify(checksums)
         step.stage.fresh = fresh
         _publish(step, artefact, lease)
         trusted |= {made.folder.path for made in (*step.inputs.values(), artefact)}
@@ -301,7 +301,7 @@ def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
         engine=stage.engine(),
         config=stage.config.model_dump(mode="json"),
         inputs=step.manifest_inputs,
-        files=_checksums(folder, written),
+        files=checksums(folder, written),
         counts=outcome.counts,
         metrics=outcome.metrics,
         seconds=round(seconds, 3),
@@ -309,7 +309,7 @@ def _manifest(step: Planned, outcome: Outcome, seconds: float) -> Manifest:
     )
 
 
-def _checksums(folder: Folder, names: list[str]) -> dict[str, FileEntry]:
+def checksums(folder: Folder, names: list[str]) -> dict[str, FileEntry]:
     """Checksums of files of an artefact, computed where the cluster has room."""
     import ray
 

@@ -314,7 +314,7 @@ def test_what_a_killed_run_goes_on_from_stays_until_the_result_is_published(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mmsrarec_ray.job._checksums", killed)
+        patch.setattr("mmsrarec_ray.job.checksums", killed)
         with pytest.raises(KeyboardInterrupt):
             execute(Slow(config()), run)
     step, manifest, _ = execute(Slow(config()), run)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from mmsrarec_ray.adapters import ADAPTER, ADAPTER_WEIGHTS
 from mmsrarec_ray.data.prepare import Prepare
-from mmsrarec_ray.job import Outcome, Stage
+from mmsrarec_ray.job import Outcome, Stage, checksums
 from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.models.engine import engine_cpus, engine_resources, require_cpus, require_folder
 from mmsrarec_ray.models.load import engine_identity, fingerprint, source
@@ -91,10 +91,12 @@ class Summarize(Stage):
         return Recipe(f"{weights}+{adapter}", version, (summarizer.folder / ADAPTER).path)
 
     def _earlier(self, recipe: Recipe) -> Artefact | None:
-        """The newest keywords of this run folder made with the same weights and prompt."""
+        """The newest keywords of this run folder made with the same weights and prompt. Raises ArtefactError where
+        they are damaged: rows that are taken over get new checksums."""
         for artefact in Run.at(self.config.run).published(self.artefact):
             made = artefact.manifest.metrics
             if (made["model"], made["prompt_version"]) == (recipe.model, recipe.prompt_version):
+                artefact.verify(checksums)
                 return artefact
         return None
 

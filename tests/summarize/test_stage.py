@@ -19,7 +19,7 @@ from PIL import Image
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.shop import law
 from mmsrarec_ray.data.shop.generate import item_row, truth_row
-from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.errors import ArtefactError, ConfigError
 from mmsrarec_ray.job import Stage, execute, plan
 from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.store import Artefact, Manifest, Run
@@ -207,6 +207,17 @@ def test_a_changed_catalogue_costs_what_changed(place: Place, first: tuple[Artef
     assert set(before) - same == {"item-00010", "item-00020"}
     assert set(after) - same == {"item-00004", "item-00010", f"item-{N:05d}"}
     place.write(catalogue(shop))
+
+
+def test_damaged_keywords_are_not_taken_over(place: Place, first: tuple[Artefact, Manifest]) -> None:
+    folder, name = place.run.published("keywords")[0].folder, "items/part-00000.parquet"
+    whole = folder.read_bytes(name)
+    folder.write_bytes(name, whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    try:
+        with pytest.raises(ArtefactError, match=r"part-00000\.parquet: expected SHA-256 .* damaged"):
+            place.summarise("summarize.attempt=4")
+    finally:
+        folder.write_bytes(name, whole)
 
 
 def test_forced_all_is_done_anew(place: Place, first: tuple[Artefact, Manifest]) -> None:
