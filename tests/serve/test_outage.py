@@ -167,7 +167,7 @@ def test_a_store_of_another_version_is_refused(server: Server, address: str, mon
     with monkeypatch.context() as newer:
         newer.setattr(module, "_VERSION", 99)
         open_store(address).close()
-    with pytest.raises(ArtefactError, match="expected a store of version 1, got 99"):
+    with pytest.raises(ArtefactError, match="expected a store of version 2, got 99"):
         open_store(address)
 
 

@@ -82,6 +82,16 @@ def test_each_example_has_its_text_its_picture_and_the_next_as_another(folder: P
     assert [red(examples, n, other=True) for n in (0, 3, BARE, *ON_THE_WEB, N - 2)] == [1, 6, 6, 6, 0, 0]
 
 
+def test_where_no_other_item_has_a_picture_there_is_none(folder: Path, config: Config) -> None:
+    for file in folder.iterdir():
+        table = pq.read_table(file)
+        alone = pa.array([item == "07" for item in table["item_id"].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index("has_image"), "has_image", alone), file)
+    examples = examples_in(folder, config)
+    assert red(examples, 7, other=True) is None
+    assert red(examples, 8, other=True) == 7
+
+
 def test_an_example_is_read_without_the_pictures_of_others_but_for_a_few(folder: Path, config: Config) -> None:
     files = sorted(folder.iterdir())
     parts = [pq.read_metadata(file) for file in files]

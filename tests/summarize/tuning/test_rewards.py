@@ -5,29 +5,22 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmsrarec_ray.config import Config, load
-from mmsrarec_ray.data.parts import write_part
-from mmsrarec_ray.data.schemas import ITEMS
 from mmsrarec_ray.data.shop import law, write
 from mmsrarec_ray.data.shop.draw import item_picture
-from mmsrarec_ray.data.shop.generate import item_row
 from mmsrarec_ray.data.shop.truth import item_keywords
 from mmsrarec_ray.models.load import TINY
 from mmsrarec_ray.models.sentences import WordEncoder
 from mmsrarec_ray.models.word_model import WordModel
-from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.keywords import Grammar, Keywords, render
-from mmsrarec_ray.summarize.tuning.examples import Examples
 from mmsrarec_ray.summarize.tuning.hacks import HACKS
 from mmsrarec_ray.summarize.tuning.reference import PictureReference
 from mmsrarec_ray.summarize.tuning.rewards import (
@@ -219,29 +212,6 @@ def test_grounding_believes_what_the_picture_shows_and_the_text_does_not_say(wor
     assert without == [0.0] * 20
     no_other = grounding(lines, **given | {"text": [""] * 20, "other_picture": [None, *given["other_picture"][1:]]})
     assert no_other == pytest.approx([0.0, *honest[1:]], abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("addresses", "others"),
-    [
-        ([None, "https://example.com/a.jpg", None], [2, 2, 0]),
-        ([None, "https://example.com/a.jpg", "HTTP://example.com/b.jpg"], [None, 0, 0]),
-    ],
-)
-def test_another_picture_is_one_that_was_fetched(
-    addresses: list[str | None], others: list[int | None], world: World, tmp_path: Path
-) -> None:
-    """Items without an address have their picture with them."""
-    shop = law.draw_shop(30_000_001, 1200)
-    rows = [item_row(shop, number) | {"image_uri": address} for number, address in enumerate(addresses)]
-    for row in rows:
-        row["image"] = None if row["image_uri"] else row["image"]
-    names = ("item_id", "title", "text", "image", "image_uri")
-    table = pa.Table.from_pylist(rows, pa.schema([ITEMS.field(name) for name in names]))
-    write_part(Folder.at(str(tmp_path)), table, ["item_id"])
-    examples = Examples(config(), Folder.at(str(tmp_path)), world.processor)
-    found = [examples.other_picture(number) for number in range(3)]
-    assert found == [None if other is None else examples.picture(other) for other in others]
 
 
 def test_grounding_does_not_depend_on_what_else_is_asked(world: World) -> None:

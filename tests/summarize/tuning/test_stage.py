@@ -176,6 +176,7 @@ def test_keywords_are_those_of_the_adapter(done: dict[str, Artefact], config: Co
     dataset, kept = done["dataset"].folder, Folder.at(str(tmp_path / "kept"))
     columns = ["item_id", "title", "text", "image", "image_uri", "content_hash"]
     table = read_parts(dataset / "items", columns).sort_by("item_id")
+    table = table.append_column("has_image", pc.is_valid(table["image"]))
     write_part(kept, table.filter(pc.not_equal(table["item_id"], "item-00007")), ["item_id"])
     examples = Examples(config, kept, load_processor(config))
     model = _randomly_adapted(config)
