@@ -37,15 +37,17 @@ class Deletions:
     def read(cls, folder: Folder, name: str, timed: bool) -> Deletions:
         """The lines of a file below a folder, all held. timed: whether interactions have a time.
 
-        Raises InputError for a file that is not there, and for any line that is wrong: to go on without it would train
-        on what was to be forgotten.
+        Raises InputError for a file that cannot be read, and for any line that is wrong: to go on without it would
+        train on what was to be forgotten.
         """
         where, users, items = folder.file(name), dict[str, int](), set[str]()
         try:
             with folder.filesystem.open_input_stream(where) as stream:
                 lines = stream.read().splitlines()
-        except FileNotFoundError:
-            raise InputError(f"{where}: data.deletions must be a file of JSON lines. There is none.") from None
+        except OSError as error:  # not there, a folder, packed and cut off, out of reach
+            raise InputError(
+                f"{where}: data.deletions must be a file of JSON lines that can be read: {error}"
+            ) from None
         for number, line in enumerate(lines, 1):
             try:
                 kind, which, moment = _deletion(line)
@@ -59,6 +61,7 @@ class Deletions:
 
     @classmethod
     def none(cls) -> Deletions:
+        """Where nothing was deleted."""
         return cls(pa.array([], pa.string()), np.zeros(0, np.int64), pa.array([], pa.string()))
 
     def of_interactions(self, rows: pa.Table) -> pa.ChunkedArray:

@@ -1,8 +1,8 @@
 """A dataset's interactions as arrays: what sequence encoders, retrieval, methods and evaluation work on.
 
 About 13 bytes an interaction, 12 more where training sequences are asked for, and the ids: a billion interactions are
-25 GB, and about 65 while they are read. Items and users are numbered in the order of their ids, so equal datasets give
-equal numbers.
+25 GB, and more than twice that while they are read. Items and users are numbered in the order of their ids, so equal
+datasets give equal numbers.
 """
 
 from __future__ import annotations

@@ -21,10 +21,8 @@ import pyarrow.parquet as pq
 
 from mmsrarec_ray.errors import UsageError
 from mmsrarec_ray.progress import say
-from mmsrarec_ray.serve.store import Change, Item, Store, StoreUnavailable, open_store
+from mmsrarec_ray.serve.store import Change, Item, Store, StoreUnavailable, open_store, page_of_changes
 
-_PAGE = 100  # changes at a time
-_PICTURES = 5  # where each item comes with its picture
 _ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("image", pa.binary())])
 
 
@@ -38,7 +36,7 @@ def events(store: Store, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
 def items(store: Store) -> Iterator[list[Item]]:
     """The items that were put and not deleted since, each once, a page at a time, whether they have keywords or not."""
     seen = set[str]()  # one that is put again meanwhile is told of again
-    for _, found in _changed(store, _PICTURES, pictures=True):
+    for _, found in _changed(store, pictures=True):
         new = [item for item in found.values() if item.item_id not in seen and item.status != "deleted"]
         seen.update(item.item_id for item in new)
         yield new
@@ -50,18 +48,18 @@ def deletions(store: Store) -> Iterator[dict[str, Any]]:
     What an item was before it was put again is nobody's business, so that is no deletion; a user that came back was
     deleted all the same, with all that was known by then.
     """
-    for changes, found in _changed(store, _PAGE, pictures=False):
+    for changes, found in _changed(store, pictures=False):
         for each in changes:
             if each.kind == "user" or (each.id in found and found[each.id].status == "deleted"):
                 yield {"kind": each.kind, "id": each.id, "timestamp": each.position}
 
 
-def _changed(store: Store, page: int, pictures: bool) -> Iterator[tuple[list[Change], dict[str, Item]]]:
+def _changed(store: Store, pictures: bool) -> Iterator[tuple[list[Change], dict[str, Item]]]:
     """All changes, a page at a time, and the items that they tell of."""
-    after = 0
-    while changes := store.changes(after, page):
-        yield changes, store.items([each.id for each in changes if each.kind == "item"], pictures)
-        after = changes[-1].position
+    changes, items = page_of_changes(store, 0, pictures)
+    while changes:
+        yield changes, items
+        changes, items = page_of_changes(store, changes[-1].position, pictures)
 
 
 def write_events(store: Store, out: IO[bytes], after: int) -> str:

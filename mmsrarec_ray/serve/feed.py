@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mmsrarec_ray.serve.store import Item, Store
-
-_PAGE = 100  # changes at a time
-_PICTURES = 5  # where each item comes with its picture: a page has to travel within `CALL_SECONDS`
+from mmsrarec_ray.serve.store import Item, Store, page_of_changes
 
 
 class Feed:
@@ -57,7 +54,6 @@ class Feed:
             self._position = place
 
     def _read(self) -> list[tuple[int, str, Item | str]]:
-        changes = self._store.changes(self._position, _PICTURES if self._pictures else _PAGE)
-        items = self._store.items([each.id for each in changes if each.kind == "item"], self._pictures)
+        changes, items = page_of_changes(self._store, self._position, self._pictures)
         found = [(each, items.get(each.id) if each.kind == "item" else each.id) for each in changes]
         return [(each.position, each.kind, value) for each, value in found if value is not None]

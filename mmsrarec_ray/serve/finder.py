@@ -282,7 +282,8 @@ class Finder:
 
 
 def _told_already(before: list[int], after: list[int]) -> int:
-    """How many of the later items the bundle's log ends with: the store keeps events that a training has learnt."""
+    """How many of the later items the bundle's log ends with: the store keeps events that a training has learnt. So
+    who repeats the log's last items first of all is taken to have done nothing new."""
     most = range(min(len(before), len(after)), 0, -1)
     return next((count for count in most if before[-count:] == after[:count]), 0)
 

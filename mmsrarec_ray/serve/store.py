@@ -17,6 +17,8 @@ CONNECT_SECONDS = 3.0
 _FILES = ("sqlite",)
 _SERVERS = ("postgresql", "redis", "rediss")
 _VARIABLE = "env:"
+_PAGE = 100  # changes at a time
+_WITH_PICTURES = 5  # where each item comes with its picture: a page has to travel within `CALL_SECONDS`
 
 Kind = Literal["interaction", "impression"]
 Status = Literal["waiting", "ready", "failed", "deleted"]
@@ -153,6 +155,12 @@ def open_store(address: str, make: bool = True) -> Store:
     from mmsrarec_ray.serve.redis import RedisStore
 
     return RedisStore(url, make)
+
+
+def page_of_changes(store: Store, after: int, pictures: bool) -> tuple[list[Change], dict[str, Item]]:
+    """The next changes after a place, and the items that they tell of. pictures: as `Store.items` takes it."""
+    changes = store.changes(after, _WITH_PICTURES if pictures else _PAGE)
+    return changes, store.items([each.id for each in changes if each.kind == "item"], pictures)
 
 
 def missing(name: str) -> ConfigError:

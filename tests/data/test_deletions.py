@@ -61,12 +61,12 @@ def test_without_times_all_of_a_user_is_left_out(prepare: Callable[..., Prepared
     assert {row["user_id"] for row in done.rows("users")} == {"v", "w"}
 
 
-def test_the_file_may_be_empty_and_may_not_be_missing(prepare: Callable[..., Prepared]) -> None:
+def test_the_file_may_be_empty_and_must_be_readable(prepare: Callable[..., Prepared]) -> None:
     files = {"items.csv": ITEMS_CSV, "interactions.csv": LOG}
-    with pytest.raises(
-        InputError, match=r"deletions\.jsonl: data\.deletions must be a file of JSON lines\. There is none"
-    ):
+    with pytest.raises(InputError, match=r"deletions\.jsonl: data\.deletions must be a file of JSON lines"):
         prepare(files, *SETTINGS)
+    with pytest.raises(InputError, match=r"below: data\.deletions must be a file of JSON lines"):
+        prepare(files | {"below/deletions.jsonl": ""}, *CSV, "data.deletions=below")
     done = prepare(files | {"deletions.jsonl": ""}, *SETTINGS)
     assert (done.counts["filtered_deleted"], done.counts["interactions_out"]) == (0, 6)
 
