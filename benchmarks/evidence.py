@@ -23,7 +23,7 @@ from mmsrarec_ray.data.prepare import Prepare
 from mmsrarec_ray.data.schemas import CONTEXTS
 from mmsrarec_ray.job import connect, execute
 from mmsrarec_ray.rank.contexts import Contexts
-from mmsrarec_ray.rank.evidence import Signs
+from mmsrarec_ray.rank.evidence import NOBODY, Signs
 from mmsrarec_ray.rank.segments import learn_segments
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
@@ -39,8 +39,8 @@ def aucs(signs: Signs, log: Log, contexts: Contexts, own: bool) -> np.ndarray:
     for user, cut in zip(contexts.users, contexts.cuts, strict=True):
         touched = log.sequences[user]
         candidates.append(np.array([touched[cut], *untouched(core, touched, NEGATIVES, int(user))], np.int64))
-    left_out, folds = (None, None) if own else (log.train_of(contexts.users), contexts.folds)
-    found = np.stack(signs(contexts.histories, contexts.votes, candidates, left_out, folds))
+    users, folds = (np.full(len(contexts), NOBODY), None) if own else (contexts.users, contexts.folds)
+    found = np.stack(signs(users, contexts.histories, contexts.votes, candidates, folds))
     positive, others = found[:, :, :1], found[:, :, 1:]
     return ((others < positive) + 0.5 * (others == positive)).mean(2)
 
@@ -61,10 +61,11 @@ def main() -> int:
     assert retriever is not None
     log = read_log(dataset.folder)
     table = read_parts(retriever.folder / "contexts", CONTEXTS.names)
-    counts = np.bincount(log.train().items, minlength=log.n_items)
     keywords = made.get("keywords")
     segments = learn_segments(config, log, dataset.folder, keywords.folder) if keywords else None
-    signs = Signs(config.rank.evidence, counts, Retriever.load(retriever.folder).cooccurrence, segments)
+    signs = Signs(
+        config.rank.evidence, log.train(), Retriever.load(retriever.folder).cooccurrence, log.n_items, segments
+    )
     print("| AUC, % | " + " | ".join(signs.kinds) + " | contexts |\n|---" + "|---" * (1 + len(signs.kinds)) + "|")
     for split in ("train", "validation", "test"):
         contexts = Contexts.of(log, table.filter(pc.equal(table["split"], split)))

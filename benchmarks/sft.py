@@ -46,7 +46,7 @@ def write(config: Config, steps: int, out: Folder) -> None:
     sequences = Sequences.of([rng.choice(ITEMS, length + 1, replace=False).tolist() for _ in range(n)])
     shown, users = catalogue(config.rank.candidate), pa.array([f"u{number:06}" for number in range(n)])
     log = Log(shown.ids, np.ones(ITEMS, bool), users, sequences, np.zeros(len(sequences.items), np.uint8), True)
-    signs = Signs((), np.zeros(ITEMS, np.int64), Cooccurrence.of(sequences, ITEMS, 1))
+    signs = Signs((), sequences, Cooccurrence.of(sequences, ITEMS, 1), ITEMS)
     contexts = Contexts(
         np.arange(n),
         np.full(n, length),

@@ -8,7 +8,7 @@ datasets give equal numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -75,6 +75,15 @@ class Sequences:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         source = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], lengths)
         return Sequences(self.users[rows], starts, self.items[source], self.times[source])
+
+    def of_users(self, users: np.ndarray) -> Sequences:
+        """The sequences of some users, in that order, an empty one for who has none here. users: int64 (n,); the users
+        of the rows must rise."""
+        if not len(self):
+            return Sequences.of([[]] * len(users), users)
+        rows = np.minimum(np.searchsorted(self.users, users), len(self) - 1)
+        lengths = np.where(self.users[rows] == users, self.lengths[rows], 0)
+        return replace(self.beginnings(rows, lengths), users=users)
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Sequences]]:
         """So many rows at a time, with their place."""

@@ -57,7 +57,7 @@ class MmsraRec(Method):
     def learn(self, dataset: Dataset) -> None:
         self.retrieval.fit(dataset)
         together = self.retrieval.retriever.cooccurrence
-        self.signs = Signs(self.config.rank.evidence, dataset.counts, together, self.segments)
+        self.signs = Signs(self.config.rank.evidence, dataset.train, together, dataset.n_items, self.segments)
         self.later: Questions | None = None
         if self.ahead:
             cases, candidates = self.ahead(dataset)
@@ -115,9 +115,11 @@ class MmsraRec(Method):
         histories = [row[row >= 0] for row in recent]
         counted = votes(moments, found.first(settings.voters), settings.vote_temperature)
         evidence: list[list[str]] = []
+        users = queries.histories.users
         for start in range(0, len(histories), _EVIDENCE):
             rows = slice(start, start + _EVIDENCE)
-            evidence += map(self.scale.lines, self.signs(histories[rows], counted[rows], candidates[rows]))
+            signs = self.signs(users[rows], histories[rows], counted[rows], candidates[rows])
+            evidence += map(self.scale.lines, signs)
         liked: list[list[str]] = [[] for _ in histories]
         if self.segments and self.config.rank.liked:
             liked = self.segments.liked(histories, self.config.rank.liked)

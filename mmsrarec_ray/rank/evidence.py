@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,8 @@ _SAID: dict[Kind, str] = {
     "popularity": "by all users",
 }
 EXPLAINED = "How often a candidate was chosen is told from 0 to 9."
+NOBODY = -1
+"""The number of a user that the dataset does not have."""
 _DECAY = 0.8  # weight of an item of the history against the one after it
 
 Votes = Mapping[int, float]
@@ -38,30 +41,32 @@ Votes = Mapping[int, float]
 class Signs:
     """How strong each kind of evidence is, from the training users' log.
 
-    counts: int64 (n_items,), training interactions of each item; together: the pairs of all training users; segments:
-    None where no kind asks them.
+    train: the training sequences; together: the pairs of all of them; n_items: of the dataset; segments: None where no
+    kind asks them.
     """
 
     kinds: tuple[Kind, ...]
-    counts: np.ndarray
+    train: Sequences
     together: Cooccurrence
+    n_items: int
     segments: FoldedSegments | None = None
 
     def __call__(
         self,
+        users: np.ndarray,
         histories: Sequence[np.ndarray],
         votes: Sequence[Votes],
         candidates: Sequence[np.ndarray],
-        own: Sequences | None = None,
         folds: np.ndarray | None = None,
     ) -> list[np.ndarray]:
         """Signs of each context's candidates: float64 (kinds, c) each.
 
-        histories, candidates: items by number, the newest last, an array for each context; own: the training
-        sequence of each context's user, whose interactions are left out of the counts: else the positive of a training
-        user would be known by its own trace; folds: int64 (contexts,), whose segments are asked, None: those of all
-        users.
+        users: int64 (contexts,), by number, NOBODY for one that the dataset does not have. A training user's own
+        interactions are left out of the counts: else its positive would be known by its own trace, and later it would
+        be told of otherwise than when the ranker learnt; histories, candidates: items by number, the newest last, an
+        array for each context; folds: int64 (contexts,), whose segments are asked, None: those of all users.
         """
+        own = self.train.of_users(users)
         sizes = [len(each) for each in candidates]
         rows = np.repeat(np.arange(len(sizes)), sizes)
         items = np.concatenate([np.zeros(0, np.int64), *candidates]).astype(np.int64)
@@ -69,13 +74,18 @@ class Signs:
             "cooccurrence": lambda: self._together(histories, rows, items, own),
             "segments": lambda: self._likelier(histories, rows, items, folds),
             "moments": lambda: _voted(votes, rows, items),
-            "popularity": lambda: self.counts[items] - _own_counts(own, rows, items),
+            "popularity": lambda: self._counts[items] - _own_counts(own, rows, items),
         }
         signs = np.array([found[kind]() for kind in self.kinds], np.float64).reshape(len(self.kinds), len(items))
         return np.split(signs, np.cumsum(sizes)[:-1], axis=1) if sizes else []
 
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """How often each item was chosen: int64 (n_items,)."""
+        return np.bincount(self.train.items, minlength=self.n_items)
+
     def _together(
-        self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, own: Sequences | None
+        self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, own: Sequences
     ) -> np.ndarray:
         """Mean over the history of P(candidate soon after h), recent items first: float64 (p,)."""
         lengths = np.array([len(each) for each in histories], np.int64)
@@ -83,9 +93,8 @@ class Signs:
         pair = np.repeat(np.arange(len(rows)), times)  # which candidate a pair of it and an item of the history is of
         before = np.concatenate([np.zeros(0, np.int64), *(histories[row] for row in rows)]).astype(np.int64)
         age = np.repeat(np.cumsum(times), times) - 1 - np.arange(len(pair))
-        left_out = Sequences.of([[]] * len(histories)) if own is None else own
-        count = self.together.without(left_out, rows[pair], before, items[pair])
-        followers = np.maximum(self.together.followers(left_out, rows[pair], before), 1)
+        count = self.together.without(own, rows[pair], before, items[pair])
+        followers = np.maximum(self.together.followers(own, rows[pair], before), 1)
         weight = _DECAY**age
         total = np.bincount(pair, weight, len(rows))
         return np.bincount(pair, weight * count / followers, len(rows)) / np.maximum(total, 1e-12)
@@ -103,10 +112,8 @@ def _voted(votes: Sequence[Votes], rows: np.ndarray, items: np.ndarray) -> np.nd
     return np.array([votes[row].get(item, 0.0) for row, item in zip(rows.tolist(), items.tolist(), strict=True)])
 
 
-def _own_counts(own: Sequences | None, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+def _own_counts(own: Sequences, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
     """How often each item stands in the own sequence of its row's user: int64 (p,)."""
-    if own is None:
-        return np.zeros(len(items), np.int64)
     return np.array([np.count_nonzero(own[row] == item) for row, item in zip(rows, items, strict=True)], np.int64)
 
 

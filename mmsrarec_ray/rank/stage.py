@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, ClassVar
 
-import numpy as np
-
 from mmsrarec_ray import workers
 from mmsrarec_ray.adapters import FACTS, TRAINING, libraries, read_facts
 from mmsrarec_ray.data.log import read_log
@@ -107,9 +105,9 @@ class TuneRecommender(Stage):
         form = "image" if tasks.item_keywords else rank.candidate  # that task shows an item whole, candidates or not
         catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, form, rank.said)
         log, retriever = read_log(inputs["dataset"].folder), inputs["retriever"].folder
-        counts = np.bincount(log.train().items, minlength=log.n_items)
         segments = learn_segments(self.config, log, inputs["dataset"].folder, inputs["keywords"].folder)
-        signs = Signs(rank.evidence, counts, Retriever.load(retriever, memory_map=True).cooccurrence, segments)
+        together = Retriever.load(retriever, memory_map=True).cooccurrence
+        signs = Signs(rank.evidence, log.train(), together, log.n_items, segments)
         first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))
         some = Contexts.of(log, read_part(retriever / "contexts", first).slice(0, _SCALED))
         return Source(self.config, log, catalogue, signs, scale_of(self.config, log, signs, some))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -81,8 +82,12 @@ class Cooccurrence:
         (p,). own, rows, before: as in `without`."""
         n = self.count.shape[0]
         row, first, _, _ = pairs(own, self.window)
-        counts = np.asarray(self.count.sum(1)).astype(np.int64)[before]
-        return counts - _times(row * n + first, rows * n + before)
+        return self._beginnings[before] - _times(row * n + first, rows * n + before)
+
+    @cached_property
+    def _beginnings(self) -> np.ndarray:
+        """How many pairs begin with each item: int64 (n_items,)."""
+        return np.asarray(self.count.sum(1)).astype(np.int64)
 
 
 def _times(keys: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from mmsrarec_ray.methods.base import Dataset, best
 from mmsrarec_ray.methods.neighbours import DECAY
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.catalogue import Catalogue
-from mmsrarec_ray.rank.evidence import Scale, Signs
+from mmsrarec_ray.rank.evidence import NOBODY, Scale, Signs
 from mmsrarec_ray.rank.segments import FoldedSegments, heard, read_segments
 from mmsrarec_ray.retrieve.contexts import votes
 from mmsrarec_ray.retrieve.index import Neighbours
@@ -28,7 +28,6 @@ from mmsrarec_ray.serve.store import Item
 from mmsrarec_ray.serve.visible import VisibleMoments
 from mmsrarec_ray.serve.why import Evidence, Why
 
-_NOBODY = -1
 _NOW = np.iinfo(np.int64).max  # later than all moments
 _NEAR = 1e-7  # of a cosine of keywords beside the scores of retrieval: it puts in order what nobody has touched
 
@@ -80,10 +79,12 @@ class Found:
 
 @dataclass(frozen=True)
 class _Case:
-    """A user at this moment: history, numbers of items; found: the most similar moments, one row; chosen, together:
-    the two parts of retrieval, and retrieved, its scores, float64 (items of the bundle,); near: cosine of keywords,
-    and scores, of both, float64 (all items,); by_words: the items that keywords may find, bool (all items,)."""
+    """A user at this moment: user, NOBODY if the bundle does not know it; history, numbers of items; found: the most
+    similar moments, one row; chosen, together: the two parts of retrieval, and retrieved, its scores, float64 (items
+    of the bundle,); near: cosine of keywords, and scores, of both, float64 (all items,); by_words: the items that
+    keywords may find, bool (all items,)."""
 
+    user: int
     history: list[int]
     found: Neighbours
     chosen: np.ndarray
@@ -119,7 +120,7 @@ class Finder:
         self.counts = dataset.counts
         self.retrieval = Retrieval(config.methods.retrieval, self.retriever)
         self.retrieval.fit(dataset)
-        self.signs = Signs(config.rank.evidence, self.counts, retriever.cooccurrence, segments)
+        self.signs = Signs(config.rank.evidence, dataset.train, retriever.cooccurrence, log.n_items, segments)
         self.scale = scale
         self.words = KeywordIndex(catalogue.words.to_pylist())
 
@@ -146,7 +147,8 @@ class Finder:
 
     def find(self, wish: Wish) -> Found:
         """All that the ranker needs and the answer says."""
-        user = self.people.number(wish.user_id) if wish.user_id is not None else None
+        number = self.people.number(wish.user_id) if wish.user_id is not None else None
+        user = NOBODY if number is None else number
         case = self._case(user, self.history(wish.user_id, wish.history))
         unknown: list[str] = []
         if wish.candidates is None:
@@ -164,7 +166,7 @@ class Finder:
             liked=self._liked(case),
             candidates=[self._candidate(case, n, n in fresh, why, said) for n, why, said in told],
             unknown=unknown,
-            known_user=user is not None,
+            known_user=user != NOBODY,
             bundle=self.version,
         )
 
@@ -179,10 +181,10 @@ class Finder:
             numbers = list(dict.fromkeys(numbers))
         return numbers[-self.config.serve.limits.history :]
 
-    def _case(self, user: int | None, history: list[int]) -> _Case:
+    def _case(self, user: int, history: list[int]) -> _Case:
         known = self.catalogue.known
         old = [number for number in history if number < known]  # what the encoder and the counts know
-        queries = Queries(Sequences.of([old], np.array([_NOBODY if user is None else user])), np.array([_NOW]))
+        queries = Queries(Sequences.of([old], np.array([user])), np.array([_NOW]))
         shown = self.config.retrieve
         most = max(self.config.methods.retrieval.neighbours, shown.neighbours, shown.voters)
         found = self.retriever.nearest(queries, most)
@@ -194,7 +196,7 @@ class Finder:
         [retrieved] = self.retrieval.fused(chosen, together)
         scores = _NEAR * np.where(by_words, near, 0)
         scores[:known] += retrieved
-        return _Case(history, found, chosen[0], together[0], retrieved, near, scores, by_words)
+        return _Case(user, history, found, chosen[0], together[0], retrieved, near, scores, by_words)
 
     def _profile(self, history: list[int]) -> dict[str, float]:
         recent = history[-self.config.retrieve.history :]
@@ -233,7 +235,7 @@ class Finder:
         [counted] = votes(self.moments.moments, case.found.first(settings.voters), settings.vote_temperature)
         asked = np.array(numbers, np.int64)
         signs = np.zeros((len(self.signs.kinds), len(numbers)))
-        [signs[:, asked < known]] = self.signs([history], [counted], [asked[asked < known]])
+        [signs[:, asked < known]] = self.signs(np.array([case.user]), [history], [counted], [asked[asked < known]])
         put = np.array([self.catalogue.learnt(number) for number in numbers], bool)
         if put.any() and self.signs.segments and "segments" in self.signs.kinds:
             halves = list(zip(*(self._heard(number) for number in asked[put].tolist()), strict=True))

@@ -37,6 +37,15 @@ def test_pieces_of_sequences() -> None:
     assert SEQUENCES.rows.tolist() == [0, 0, 0, 2, 2]
 
 
+def test_sequences_of_users_some_of_whom_have_none() -> None:
+    some = SEQUENCES.take(np.array([0, 2]))
+    asked = np.array([2, -1, 1, 0, 7, 2])
+    assert lists(some.of_users(asked)) == [[0, 4], [], [], [3, 1, 2], [], [0, 4]]
+    assert some.of_users(asked).users.tolist() == asked.tolist()
+    assert lists(SEQUENCES.take(np.zeros(0, np.int64)).of_users(asked)) == [[]] * 6
+    assert lists(some.of_users(asked[:0])) == []
+
+
 def test_a_split_by_user_asks_for_each_held_out_user_s_last_item() -> None:
     held_out = log([2, 2, 2, 0, 0], by_user=True)
     assert lists(held_out.train()) == [[0, 4]]

@@ -10,7 +10,7 @@ import pytest
 from mmsrarec_ray.config import load
 from mmsrarec_ray.data.log import Sequences
 from mmsrarec_ray.errors import ConfigError
-from mmsrarec_ray.rank.evidence import Scale, Signs
+from mmsrarec_ray.rank.evidence import NOBODY, Scale, Signs
 from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.retrieve.moments import ALL_USERS
@@ -19,17 +19,17 @@ from mmsrarec_ray.store import Folder
 
 TRAIN = Sequences.of([[0, 1, 2], [0, 1], [3, 1], [0, 2]])
 ITEMS = 5
-COUNTS = np.bincount(TRAIN.items, minlength=ITEMS)
+NEW = np.array([NOBODY])
 
 
 def signs(*kinds: str) -> Signs:
-    return Signs(kinds, COUNTS, Cooccurrence.of(TRAIN, ITEMS, window=2))  # type: ignore[arg-type]
+    return Signs(kinds, TRAIN, Cooccurrence.of(TRAIN, ITEMS, window=2), ITEMS)  # type: ignore[arg-type]
 
 
 def test_counts_by_hand() -> None:
     # After 0 came 1, 2; 1; 2: four pairs, two of them with 1. After 3 came 1.
     found = signs("cooccurrence", "moments", "popularity")(
-        [np.array([0, 3])], [{1: 0.75, 4: 0.25}], [np.array([1, 2, 4])]
+        NEW, [np.array([0, 3])], [{1: 0.75, 4: 0.25}], [np.array([1, 2, 4])]
     )
     near, older = 1 / 1.8, 0.8 / 1.8  # weights of 3, the newest, and of 0
     expected = [[near * 1 + older * 2 / 4, older * 2 / 4, 0], [0.75, 0, 0.25], [3, 2, 0]]
@@ -39,11 +39,10 @@ def test_counts_by_hand() -> None:
 def test_a_users_own_interactions_leave_no_trace() -> None:
     """User 0 went from 0 and 1 to 2: without it, 2 came after 0 once of twice, and never after 1. Without user 3, it
     came after 0 once of three times."""
-    own = TRAIN.take(np.array([0, 3]))
     histories = [np.array([0, 1]), np.array([0])]
     with_own, without = (
-        signs("cooccurrence", "popularity")(histories, [{}, {}], [np.array([2]), np.array([2])], each)
-        for each in (None, own)
+        signs("cooccurrence", "popularity")(users, histories, [{}, {}], [np.array([2]), np.array([2])])
+        for users in (NEW.repeat(2), np.array([0, 3]))
     )
     assert with_own[0][1] == 2
     assert without[0][1] == without[1][1] == 1
@@ -61,11 +60,10 @@ def test_signs_are_those_of_a_log_that_never_had_the_user() -> None:
     for user in range(len(train)):
         rest = train.take(np.arange(len(train)) != user)
         with_it, never = (
-            Signs(("cooccurrence", "popularity"), np.bincount(each.items, minlength=items), together)
+            Signs(("cooccurrence", "popularity"), each, Cooccurrence.of(each, items, window=3), items)
             for each in (train, rest)
-            for together in [Cooccurrence.of(each, items, window=3)]
         )
-        np.testing.assert_allclose(with_it(*asked, train.take(np.array([user]))), never(*asked))
+        np.testing.assert_allclose(with_it(np.array([user]), *asked), never(np.array([user]), *asked))
 
 
 def liking(word: str) -> Segments:
@@ -76,20 +74,22 @@ def liking(word: str) -> Segments:
 
 def test_keywords_are_liked_by_the_segments_that_do_not_know_the_user() -> None:
     segments = FoldedSegments({ALL_USERS: liking("red"), 3: liking("blue")})
-    told = Signs(("segments",), COUNTS, Cooccurrence.of(TRAIN, ITEMS, window=2), segments)
-    asked = [np.array([0])] * 2, [{}] * 2, [np.array([1, 2, 3])] * 2
+    told = Signs(("segments",), TRAIN, Cooccurrence.of(TRAIN, ITEMS, window=2), ITEMS, segments)
+    asked = NEW.repeat(2), [np.array([0])] * 2, [{}] * 2, [np.array([1, 2, 3])] * 2
     np.testing.assert_allclose(told(*asked), [[[np.e, 1, 1]]] * 2)
     np.testing.assert_allclose(told(*asked, folds=np.array([3, -1])), [[[1, np.e, 1]], [[np.e, 1, 1]]])
 
 
 def test_contexts_without_history_candidates_or_kinds() -> None:
     empty = np.zeros(0, np.int64)
-    found = signs("cooccurrence", "popularity")([empty, np.array([0])], [{}, {}], [np.array([1, 2]), empty])
+    found = signs("cooccurrence", "popularity")(
+        NEW.repeat(2), [empty, np.array([0])], [{}, {}], [np.array([1, 2]), empty]
+    )
     np.testing.assert_array_equal(found[0], [[0, 0], [3, 2]])
     assert found[1].shape == (2, 0)
-    [none] = signs()([np.array([0])], [{}], [np.array([1, 2])])
+    [none] = signs()(NEW, [np.array([0])], [{}], [np.array([1, 2])])
     assert Scale({}).lines(none) == ["", ""]
-    assert signs("popularity")([], [], []) == []
+    assert signs("popularity")(NEW[:0], [], [], []) == []
 
 
 def test_a_level_is_how_rare_so_strong_a_sign_is(tmp_path: Path) -> None:

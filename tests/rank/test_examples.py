@@ -74,8 +74,7 @@ def written(
     catalogue = world.catalogue()
     split = np.array([0, 0, *(2 for _ in later)] * USERS, np.uint8)
     log = Log(catalogue.ids, np.ones(ITEMS, bool), users, sequences, split, not later)
-    counts = np.bincount(sequences.items, minlength=ITEMS)
-    signs = Signs(settings.rank.evidence, counts, Cooccurrence.of(sequences, ITEMS, 5), segments)
+    signs = Signs(settings.rank.evidence, log.train(), Cooccurrence.of(sequences, ITEMS, 5), ITEMS, segments)
     scale = Scale({kind: [0.5] * 9 for kind in settings.rank.evidence})
     contexts = Contexts(
         users=np.arange(USERS),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmsrarec_ray.data.log import Cases, Queries, Sequences
+from mmsrarec_ray.methods.base import Dataset
+from mmsrarec_ray.methods.mmsrarec import MmsraRec
+from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.evidence import Scale
 from mmsrarec_ray.retrieve.segments import Facet, Segments
 from mmsrarec_ray.serve.catalogue import LiveCatalogue
@@ -13,7 +17,7 @@ from mmsrarec_ray.serve.keywords import KeywordIndex
 from mmsrarec_ray.serve.look import Looker
 from mmsrarec_ray.serve.store import Item, Status
 from mmsrarec_ray.serve.why import Companion
-from tests.serve.world import IDS, WORDS, catalogue, finder
+from tests.serve.world import HISTORIES, IDS, WORDS, catalogue, finder
 
 
 def put(name: str, *keywords: str, status: Status = "ready", title: str = "new") -> Item:
@@ -107,6 +111,36 @@ def test_the_ranker_is_told_who_likes_the_keywords_of_new_items_too() -> None:
     assert told["i3"] == "chosen by all users 9, for its keywords 0"
     assert told["i4"] == "chosen by all users 9, for its keywords 0"
     assert told["fresh"] == "chosen by all users 0, for its keywords 9"
+
+
+def test_the_ranker_is_told_of_a_training_user_what_others_chose() -> None:
+    world = finder("rank.evidence=[popularity]", scale=Scale({"popularity": [0.5] * 9}))
+
+    def told(user: str | None, *history: str) -> str:
+        [found] = world.find(Wish(user, history, ["i2"], 4)).candidates
+        return found.evidence
+
+    assert told(None, "i0", "i1") == "chosen by all users 9"
+    assert told("ben") == "chosen by all users 9"
+    assert told("ann") == "chosen by all users 0"  # nobody else chose it
+    world.user_deleted("ann")
+    assert told("ann") == "chosen by all users 9"  # the bundle's counts still have what nobody is known to have chosen
+
+
+def test_the_evaluation_tells_the_same_of_training_users() -> None:
+    kinds = ["popularity", "cooccurrence", "moments"]
+    scale = Scale({kind: np.linspace(0.1, 2.5, 9).tolist() for kind in kinds})
+    world = finder(f"rank.evidence=[{','.join(kinds)}]", "retrieve.voters=3", scale=scale)
+    train = Sequences.of(list(HISTORIES.values()))
+    queries = Queries(train, np.full(len(train), np.iinfo(np.int64).max))
+    retrieval = Retrieval(world.config.methods.retrieval, world.retriever)
+    method = MmsraRec(world.config, catalogue(), retrieval, scale, None, None, {})
+    method.fit(Dataset(len(IDS), train, Cases(queries, train.items[:0]), np.ones(len(IDS), bool)))
+    asked = method.questions(queries, [np.arange(len(IDS))] * len(train))
+    for user, expected in zip(HISTORIES, asked.evidence, strict=True):
+        found = world.find(Wish(user, [], IDS, len(IDS)))
+        assert [of(found, item).evidence for item in IDS] == expected
+    assert len({line for lines in asked.evidence for line in lines}) > len(IDS)
 
 
 def test_keywords_that_users_of_the_same_segments_like_are_a_reason() -> None:
