@@ -172,7 +172,8 @@ class Engine(Settings):
     """Engines at a time."""
     cpus: PositiveFloat = 1
     """Logical CPUs an engine asks Ray for. With one, scheduler and model share a process, which starts sooner; with
-    more, vLLM runs the model in a process of its own and binds its threads to the cores."""
+    more, vLLM runs the model in a process of its own and binds its threads to the machine's cores, but for one that
+    it keeps for the scheduler (`VLLM_CPU_NUM_OF_RESERVED_CPU` in `engine.env`)."""
     gpus: NonNegativeInt = 0
     """GPUs an engine asks Ray for; with tensor parallelism, its size."""
     accelerator_type: str | None = None
