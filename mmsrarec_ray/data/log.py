@@ -171,16 +171,16 @@ class Log:
 
     def train(self) -> Sequences:
         """What may be learnt from: interactions of the training split, users without any left out."""
-        everybody = self._training
+        everybody = self.training
         return everybody.take(everybody.lengths > 0)
 
     def train_of(self, users: np.ndarray) -> Sequences:
         """Training interactions of these users, none of one that is not a training user. users: int64 (n,)."""
-        return self._training.take(users)
+        return self.training.take(users)
 
     @cached_property
-    def _training(self) -> Sequences:
-        """One row a user, in the order of their numbers."""
+    def training(self) -> Sequences:
+        """Training interactions: a row for each user, by number, an empty one for who is no training user."""
         kept = self.split == 0
         counts = np.bincount(self.sequences.rows[kept], minlength=len(self.sequences))
         starts = np.concatenate([[0], np.cumsum(counts)])

@@ -251,11 +251,15 @@ class MmsraRecRecipe(RetrievalRecipe):
     @property
     def settings(self) -> dict[str, Any]:
         c = self.config
-        groups = {"rank": c.rank, "model": c.model, "retrieval": c.methods.retrieval}
-        own = {name: group.model_dump() for name, group in groups.items()}
-        limits = [c.data.max_image_bytes, c.data.max_image_pixels]
         shown = {name: getattr(c.retrieve, name) for name in ("neighbours", "history", "voters", "vote_temperature")}
-        return own | shown | {"images": limits}
+        short = {"shortlist": c.rank.shortlist, "retrieval": c.methods.retrieval.model_dump()}
+        return self._asking() | shown | short
+
+    def _asking(self) -> dict[str, Any]:
+        """What decides the answer to a question, beside what its key holds: items by number, what is said of them."""
+        c = self.config
+        limits = [c.data.max_image_bytes, c.data.max_image_pixels]
+        return {"rank": c.rank.model_dump(exclude={"shortlist"}), "model": c.model.model_dump(), "images": limits}
 
     def engine(self) -> dict[str, Any]:
         return super().engine() | engine_identity(self.config.engine)
@@ -282,7 +286,7 @@ class MmsraRecRecipe(RetrievalRecipe):
     def answers(self, inputs: dict[str, Artefact]) -> Answers:
         """Those of the same model, asked in the same way about the same items."""
         made_from = {name: inputs[name].manifest.digest for name in ("dataset", "keywords", "recommender")}
-        decides = [self.settings, code_fingerprint(self.code), self.engine(), made_from]
+        decides = [self._asking(), code_fingerprint(self.code), self.engine(), made_from]
         folder = Run.at(self.config.run).folder / "answers" / fingerprint(decides)
         self.renew(folder)
         return Answers(folder)

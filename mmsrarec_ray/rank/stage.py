@@ -107,7 +107,7 @@ class TuneRecommender(Stage):
         log, retriever = read_log(inputs["dataset"].folder), inputs["retriever"].folder
         segments = learn_segments(self.config, log, inputs["dataset"].folder, inputs["keywords"].folder)
         together = Retriever.load(retriever, memory_map=True).cooccurrence
-        signs = Signs(rank.evidence, log.train(), together, log.n_items, segments)
+        signs = Signs(rank.evidence, log.training, together, log.n_items, segments)
         first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))
         some = Contexts.of(log, read_part(retriever / "contexts", first).slice(0, _SCALED))
         return Source(self.config, log, catalogue, signs, scale_of(self.config, log, signs, some))

@@ -120,7 +120,7 @@ class Finder:
         self.counts = dataset.counts
         self.retrieval = Retrieval(config.methods.retrieval, self.retriever)
         self.retrieval.fit(dataset)
-        self.signs = Signs(config.rank.evidence, dataset.train, retriever.cooccurrence, log.n_items, segments)
+        self.signs = Signs(config.rank.evidence, log.training, retriever.cooccurrence, log.n_items, segments)
         self.scale = scale
         self.words = KeywordIndex(catalogue.words.to_pylist())
 

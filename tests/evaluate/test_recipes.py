@@ -169,6 +169,23 @@ def test_answers_are_renewed_before_they_are_looked_into(method: str, tmp_path: 
     assert renewed == [ours.answers(inputs).folder.path]
 
 
+def test_what_is_asked_of_more_items_or_users_finds_what_was_answered_of_some(tmp_path: Path) -> None:
+    """Another shortlist, or another retrieval behind it, asks the same question of an item."""
+    inputs = {name: published(tmp_path, name, 1.0, {}) for name in ("dataset", "keywords", "recommender")}
+
+    def told(setting: str) -> tuple[str, dict[str, Any]]:
+        recipe = recipe_of("mmsrarec", load(None, ["data.format=shop", f"run={tmp_path}", setting]))
+        assert isinstance(recipe, MmsraRecRecipe)
+        return recipe.answers(inputs).folder.path, recipe.settings
+
+    answers, settings = told("rank.shortlist=200")
+    for same in ("rank.shortlist=20", "methods.retrieval.neighbours=7"):
+        assert told(same)[0] == answers
+        assert told(same)[1] != settings  # its scores are others all the same
+    for other in ("rank.max_text_chars=100", "rank.candidate=keywords", "model.dtype=bfloat16"):
+        assert told(other)[0] != answers
+
+
 def earlier(stage: Stage) -> set[str]:
     """The stages that one reads from, directly or not, as `module/Class`. What they make is its input; what else it
     imports of their modules is its own code: their artefacts may stay the same where it changes."""
