@@ -41,6 +41,7 @@ from mmsrarec_ray.job import connect, execute
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.rank.contexts import Contexts
 from mmsrarec_ray.rank.examples import EXAMPLES, Source, Writer, read_examples
+from mmsrarec_ray.rank.head import at_answers_alone
 from mmsrarec_ray.rank.packing import IGNORED, Collator
 from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.retrieve.stage import Retrieve
@@ -114,11 +115,12 @@ def train(material: Source, writer: Writer, learnt: Contexts) -> Any:
         write_part(folder, pa.Table.from_pylist(writer.rows(learnt, True), EXAMPLES), ["user_id", "cut", "round"])
         arguments = training_arguments(config, settings, 1, here) | {"save_strategy": "no", "num_train_epochs": 1}
         unprepared = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "report_to": []}
+        model, collator = load_base(config), Collator(writer.asker, settings.shared_prefix)
         trainer = SFTTrainer(
-            model=load_base(config),
+            model=model,
             args=SFTConfig(**arguments, **unprepared),
             train_dataset=read_examples(folder, here),
-            data_collator=Collator(writer.asker, settings.shared_prefix),
+            data_collator=collator if config.train.gpu else at_answers_alone(model, collator),
             processing_class=writer.asker.processor,
             peft_config=lora_config(settings.lora),
         )

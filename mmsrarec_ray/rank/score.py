@@ -24,7 +24,7 @@ from mmsrarec_ray.rank.answers import Answers, Keeper, keys_of
 from mmsrarec_ray.rank.ask import Asker, Question, p_yes
 from mmsrarec_ray.rank.catalogue import Catalogue
 
-_REQUESTS = 2_000  # candidates in a block, about
+_REQUESTS = 500  # candidates in a block, about: some are in work at a time, and none is told of or kept before it ends
 _TASK = pa.schema(
     [
         pa.field("row", pa.int64()),

@@ -40,7 +40,7 @@ class TuneRecommender(Stage):
     scratch: ClassVar[tuple[str, ...]] = TRAINING
     code: ClassVar[tuple[str, ...]] = (
         *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/contexts", "rank/evidence"),
-        *("rank/segments", "rank/examples", "rank/packing", "rank/tune"),
+        *("rank/segments", "rank/examples", "rank/packing", "rank/head", "rank/tune"),
         *("adapters", "workers", "retrieve/segments", "retrieve/moments", "retrieve/cooccurrence"),
         *("retrieve/retriever", "retrieve/index", "retrieve/encoders"),
         *("data/schemas", "data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),

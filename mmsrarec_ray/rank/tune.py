@@ -26,6 +26,7 @@ from mmsrarec_ray.models.load import source
 from mmsrarec_ray.rank.ask import Asker
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.examples import read_examples
+from mmsrarec_ray.rank.head import at_answers_alone
 from mmsrarec_ray.rank.packing import Collator
 from mmsrarec_ray.store import Folder
 
@@ -85,6 +86,7 @@ class _Tuning:
         rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
         if self.settings.shared_prefix and _SECTIONS in rope:
             raise _needs_plain_positions(type(model).__name__)
+        collator = Collator(self.asker, self.settings.shared_prefix)
         return SFTTrainer(
             model=model,
             args=SFTConfig(
@@ -96,7 +98,7 @@ class _Tuning:
             ),
             train_dataset=read_examples(self.task.train, self.worker.scratch),
             eval_dataset=read_examples(self.task.validation, self.worker.scratch),
-            data_collator=Collator(self.asker, self.settings.shared_prefix),
+            data_collator=collator if self.task.config.train.gpu else at_answers_alone(model, collator),
             processing_class=self.asker.processor,
             peft_config=lora_config(self.settings.lora),
             callbacks=[
