@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from mmsrarec_ray.adapters import load_base, lora_config, training_arguments
+from mmsrarec_ray.adapters import training_arguments
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log
 from mmsrarec_ray.data.parts import read_parts, write_part
@@ -41,9 +41,9 @@ from mmsrarec_ray.job import connect, execute
 from mmsrarec_ray.progress import say
 from mmsrarec_ray.rank.contexts import Contexts
 from mmsrarec_ray.rank.examples import EXAMPLES, Source, Writer, read_examples
-from mmsrarec_ray.rank.head import at_answers_alone
 from mmsrarec_ray.rank.packing import IGNORED, Collator
 from mmsrarec_ray.rank.stage import TuneRecommender
+from mmsrarec_ray.rank.tune import trainer
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Artefact, Folder, Run, code_fingerprint, fingerprint
 from mmsrarec_ray.summarize.stage import Summarize
@@ -55,7 +55,7 @@ ROWS = (
     "titles for summaries: rank.said=titles",
     "summaries untuned: summarize.tuned=false",
     "no pictures: rank.said=text_keywords",
-    "no similar users: rank.similar_users=false rank.evidence=[popularity]",
+    "no similar users: rank.similar_users=false rank.evidence=[segments,popularity]",
     "no segments: rank.liked=0 rank.evidence=[cooccurrence,moments,popularity]",
     "no evidence: rank.evidence=[]",
     "no other tasks: tune_recommender.tasks.next_item=0 tune_recommender.tasks.item_keywords=0 "
@@ -84,7 +84,7 @@ class Row:
         digests = {name: artefact.manifest.digest for name, artefact in made.items()}
         lists = [config.evaluate.pool, config.evaluate.negatives, config.evaluate.seeds[0]]
         stage = TuneRecommender(config)
-        code = code_fingerprint((*stage.code, "evaluate/lists", "evaluate/metrics"))
+        code = [code_fingerprint((*stage.code, "evaluate/lists", "evaluate/metrics")), Path(__file__).read_text()]
         return cls(name, config, made, fingerprint([stage.settings(), stage.engine(), digests, lists, code]))
 
 
@@ -107,25 +107,14 @@ def contexts(made: dict[str, Artefact], log: Log, split: str) -> Contexts:
 
 def train(material: Source, writer: Writer, learnt: Contexts) -> Any:
     """The trainer when it is done."""
-    from trl import SFTConfig, SFTTrainer
-
-    config, settings = material.config, material.config.tune_recommender
+    config = material.config
     with tempfile.TemporaryDirectory() as scratch:
         folder, here = Folder.at(scratch) / "train", Path(scratch)
         write_part(folder, pa.Table.from_pylist(writer.rows(learnt, True), EXAMPLES), ["user_id", "cut", "round"])
-        arguments = training_arguments(config, settings, 1, here) | {"save_strategy": "no", "num_train_epochs": 1}
-        unprepared = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "report_to": []}
-        model, collator = load_base(config), Collator(writer.asker, settings.shared_prefix)
-        trainer = SFTTrainer(
-            model=model,
-            args=SFTConfig(**arguments, **unprepared),
-            train_dataset=read_examples(folder, here),
-            data_collator=collator if config.train.gpu else at_answers_alone(model, collator),
-            processing_class=writer.asker.processor,
-            peft_config=lora_config(settings.lora),
-        )
-        trainer.train()
-    return trainer
+        arguments = training_arguments(config, config.tune_recommender, 1, here) | {"save_strategy": "no"}
+        training = trainer(config, writer.asker, arguments, read_examples(folder, here))
+        training.train()
+    return training
 
 
 def judge(material: Source, writer: Writer, model: torch.nn.Module, asked: Contexts, split: str) -> np.ndarray:
@@ -174,14 +163,14 @@ def measure(row: Row) -> dict[str, Any]:
     """A row's steps, seconds of training and values of every case of each split, as JSON has them."""
     material = TuneRecommender(row.config).material(row.made)
     writer = Writer(material)
-    trainer = train(material, writer, contexts(row.made, material.log, "train"))
-    model = trainer.model.eval()
+    training = train(material, writer, contexts(row.made, material.log, "train"))
+    model = training.model.eval()
     values = {
         split: judge(material, writer, model, contexts(row.made, material.log, split), split).tolist()
         for split in SPLITS
     }
-    seconds = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
-    return {"steps": trainer.state.global_step, "seconds": seconds, **values}
+    seconds = next(entry["train_runtime"] for entry in training.state.log_history if "train_runtime" in entry)
+    return {"steps": training.state.global_step, "seconds": seconds, **values}
 
 
 def cells(values: np.ndarray, whole: np.ndarray, resamples: int) -> list[str]:

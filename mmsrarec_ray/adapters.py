@@ -172,10 +172,14 @@ def checkpoint_keeper(out: Folder, rank: int) -> Any:
 
 
 def progress_told(name: str, report: Callable[[str], None], figures: Sequence[str] = ("loss",)) -> Any:
-    """A callback that says where training stands, with these figures of the log."""
+    """A callback that says where training stands, with these figures of the log, which has an entry of the last step
+    too."""
     from transformers import TrainerCallback
 
     class Teller(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            control.should_log = control.should_log or state.global_step >= state.max_steps
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
             if logs and "loss" in logs:
                 told = [f"{figure} {float(logs[figure]):.4f}" for figure in figures if logs.get(figure) is not None]

@@ -335,7 +335,7 @@ class Rank(Settings):
     the history, how much users of the same segments like its keywords (`methods.segments`), how many of the similar
     moments (`retrieve.voters`) chose it next, how many users chose it."""
     liked: NonNegativeInt = 0
-    """Show so many keywords of each half that users of the same segments (`methods.segments`) like best; 0: none."""
+    """Show so many words of each half that users of the same segments (`methods.segments`) like best; 0: none."""
     max_text_chars: PositiveInt = 500
     """A question holds this much of a candidate's title and text."""
     shortlist: PositiveInt = 200

@@ -17,7 +17,7 @@ from mmsrarec_ray.rank.score import Questions, score
 from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.contexts import votes
 
-_EVIDENCE = 512  # queries whose evidence is looked up at a time
+_AT_A_TIME = 512  # queries whose moments, votes and evidence are held
 _ABOVE = 2.0  # puts what the language model scored above all that retrieval alone did
 
 
@@ -107,19 +107,20 @@ class MmsraRec(Method):
 
     def questions(self, queries: Queries, candidates: list[np.ndarray]) -> Questions:
         """What the model is asked of each query. candidates: numbers of items, an array for each."""
+        parts = [
+            self._questions(part, candidates[rows], queries.histories.users[rows])
+            for rows, part in queries.chunks(_AT_A_TIME)
+        ]
+        return Questions.joined(parts)
+
+    def _questions(self, queries: Queries, candidates: list[np.ndarray], users: np.ndarray) -> Questions:
         settings, retriever = self.config.retrieve, self.retrieval.retriever
         found = retriever.nearest(queries, max(settings.neighbours, settings.voters))
         moments = retriever.index.moments
         neighbours = [moments.next_items[row[row >= 0]] for row in found.first(settings.neighbours).rows]
-        recent = queries.histories.last(settings.history, -1)
-        histories = [row[row >= 0] for row in recent]
+        histories = [row[row >= 0] for row in queries.histories.last(settings.history, -1)]
         counted = votes(moments, found.first(settings.voters), settings.vote_temperature)
-        evidence: list[list[str]] = []
-        users = queries.histories.users
-        for start in range(0, len(histories), _EVIDENCE):
-            rows = slice(start, start + _EVIDENCE)
-            signs = self.signs(users[rows], histories[rows], counted[rows], candidates[rows])
-            evidence += map(self.scale.lines, signs)
+        evidence = [self.scale.lines(signs) for signs in self.signs(users, histories, counted, candidates)]
         liked: list[list[str]] = [[] for _ in histories]
         if self.segments and self.config.rank.liked:
             liked = self.segments.liked(histories, self.config.rank.liked)

@@ -20,6 +20,14 @@ _STAGE = "vLLMEngineStage"
 _SAID = re.compile(r"^(?:\((?P<who>\w+)[^)]*\) )?(?:ERROR [^\]]*\] )?(?P<error>[\w.]*(?:Error|Exception): .+)$")
 _TAIL_BYTES = 1 << 18  # of a log: what an engine says last stands near its end
 _PATIENCE_SECONDS = 60
+_BATCHES_IN_BLOCK = 4
+
+
+def rows_in_block(config: Config) -> int:
+    """How many rows a block of requests should have at most. What is in one leaves the engine together, and several are
+    in work at a time: with a slow model, of large ones none would be done, told of and kept for hours, and Ray Data
+    gives up what makes no progress for half an hour."""
+    return _BATCHES_IN_BLOCK * config.engine.batch_size
 
 
 def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **engine: Any) -> Callable[[Any], Any]:

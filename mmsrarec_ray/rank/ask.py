@@ -19,7 +19,16 @@ from mmsrarec_ray.models.load import source
 from mmsrarec_ray.models.pictures import picture_tokens
 from mmsrarec_ray.rank.catalogue import Shown
 from mmsrarec_ray.rank.evidence import EXPLAINED
-from mmsrarec_ray.rank.prompts import INSTRUCTIONS, Task, bullet, choice_lines, content, spoken_answers, user_lines
+from mmsrarec_ray.rank.prompts import (
+    INSTRUCTIONS,
+    Task,
+    bullet,
+    choice_lines,
+    content,
+    spoken_answers,
+    unmarked,
+    user_lines,
+)
 from mmsrarec_ray.summarize.prompts import item_text, plain
 
 
@@ -83,6 +92,11 @@ class Asker:
         """An item's keywords asked for, picture and text shown whatever form candidates have."""
         return self._question(INSTRUCTIONS["item_keywords"][wording] + "\n", self._text(number), self.picture(number))
 
+    def blank(self) -> Question:
+        """A picture on which there is nothing, and nothing asked of it."""
+        size = self.config.model.image_size
+        return self._question("", "", Image.new("RGB", (size, size), "white"))
+
     def _question(self, before: str, item: str, image: Image.Image | None) -> Question:
         turn = [{"role": "user", "content": content(before, item, image is not None)}]
         return Question(self.processor.apply_chat_template(turn, add_generation_prompt=True), image)
@@ -135,7 +149,7 @@ class Asker:
 
     def _text(self, number: int) -> str:
         item = self.catalogue.item(number)
-        return item_text(item["title"], item["text"], self.config.rank.max_text_chars, self.control_tokens)
+        return unmarked(item_text(item["title"], item["text"], self.config.rank.max_text_chars, self.control_tokens))
 
 
 def _shared(prompts: Sequence[str]) -> int:

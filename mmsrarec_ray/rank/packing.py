@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.nn.functional import pad
 
 from mmsrarec_ray.rank.ask import Asker
 
@@ -53,11 +55,12 @@ class Collator:
     order of their tokens, and attention_mask: of separate sequences int64 (rows, n), 0 for padding; with a shared
     prefix bool (rows, 1, n, n), true where a token sees another, with position_ids, int64 (rows, n). Separate sequences
     with pictures have mm_token_type_ids, int64 (rows, n), where the processor gives them: models that count positions
-    in rows and columns work them out from these, and count plainly without.
+    in rows and columns work them out from these, and count plainly without. pictured: a batch without a picture gets a
+    row that has a blank one and no label.
     """
 
-    def __init__(self, asker: Asker, shared_prefix: bool):
-        self.asker, self.shared_prefix = asker, shared_prefix
+    def __init__(self, asker: Asker, shared_prefix: bool, pictured: bool = False):
+        self.asker, self.shared_prefix, self.pictured = asker, shared_prefix, pictured
         tokenizer = asker.tokenizer
         self.padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
@@ -67,9 +70,12 @@ class Collator:
             groups = [[example] for group in groups for example in group]
         pictures: dict[str, list[torch.Tensor]] = {}
         rows = [_laid([self._read(example, pictures) for example in group]) for group in groups]
+        if self.pictured and not pictures:
+            blank = self.asker.blank()
+            rows.append(_laid([self._example(blank.prompt, blank.image, [], pictures)]))
         typed = pictures.pop(_TYPES, None) is not None and not self.shared_prefix
         batch = _batch(rows, self.padding, self.shared_prefix, typed)
-        return batch | {name: torch.cat(values) for name, values in pictures.items()}
+        return batch | {name: _joined(values) for name, values in pictures.items()}
 
     def _read(self, example: dict[str, Any], pictures: dict[str, list[torch.Tensor]]) -> _Example:
         """An example's tokens; what the processor makes of its picture is added to `pictures`."""
@@ -78,16 +84,21 @@ class Collator:
             answer = tokenizer.encode(self.asker.spoken[example["answer"]], add_special_tokens=False)
         else:
             answer = [*tokenizer.encode(example["answer"], add_special_tokens=False), tokenizer.eos_token_id]
-        if example["picture"] is None:
-            asked = tokenizer(example["prompt"], add_special_tokens=False)["input_ids"]
+        picture = None if example["picture"] is None else self.asker.picture(example["picture"])
+        return self._example(example["prompt"], picture, answer, pictures)
+
+    def _example(
+        self, prompt: str, picture: Image.Image | None, answer: list[int], pictures: dict[str, list[torch.Tensor]]
+    ) -> _Example:
+        if picture is None:
+            asked = self.asker.tokenizer(prompt, add_special_tokens=False)["input_ids"]
             shareable, types = len(asked), np.zeros(len(asked), np.int64)
         else:
-            picture = self.asker.picture(example["picture"])
             read = self.asker.processor(
-                text=[example["prompt"]], images=[[picture]], add_special_tokens=False, return_tensors="pt"
+                text=[prompt], images=[[picture]], add_special_tokens=False, return_tensors="pt"
             )
             asked = read.pop("input_ids")[0].tolist()
-            shareable = self._before_picture(example["prompt"])
+            shareable = self._before_picture(prompt)
             types = np.array(read[_TYPES][0] if _TYPES in read else np.zeros(len(asked)), np.int64)
             for name, values in read.items():
                 if name not in ("attention_mask", "token_type_ids"):
@@ -108,8 +119,10 @@ def _groups(examples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _laid(examples: list[_Example]) -> _Row:
-    """Examples behind their longest common prefix. Of a lone one the prefix is its prompt."""
-    shared = min(min(example.asked, example.shareable) for example in examples)
+    """Examples behind their longest common prefix, but for the last token of a prompt: what comes before an answer is
+    its own, else of two prompts that read alike one answer would follow the other. Of a lone one all of the prompt that
+    could be shared is the prefix."""
+    shared = min(min(example.asked - (len(examples) > 1), example.shareable) for example in examples)
     first = examples[0].tokens[:shared]
     for example in examples[1:]:
         same = first == example.tokens[:shared]
@@ -125,6 +138,16 @@ def _laid(examples: list[_Example]) -> _Row:
         np.concatenate([examples[0].types[:shared], *(example.types[shared:] for example in examples)]),
         np.repeat(np.arange(len(lengths)), lengths),
     )
+
+
+def _joined(values: list[torch.Tensor]) -> torch.Tensor:
+    """What the processor makes of some pictures, along the first axis. It cuts pictures of one form into more tiles
+    than those of another (Idefics3): tiles of zeros, which it knows for none, follow those of the others."""
+    if values[0].ndim == 1:
+        return torch.cat(values)
+    most = max(value.shape[1] for value in values)
+    more = ([0, 0] * (value.ndim - 2) + [0, most - value.shape[1]] for value in values)
+    return torch.cat([pad(value, missing) for value, missing in zip(values, more, strict=True)])
 
 
 def _batch(rows: list[_Row], padding: int, shared_prefix: bool, typed: bool) -> dict[str, torch.Tensor]:

@@ -52,8 +52,8 @@ INSTRUCTIONS: dict[Task, tuple[str, str, str]] = {
 
 def user_lines(history: Sequence[str], neighbours: Sequence[str], liked: Sequence[str] = ()) -> str:
     """What all that is asked of a user begins with. history: keywords of each item, the oldest first; neighbours:
-    keywords of what the similar users chose next, the most similar first; liked: keywords that users of the same
-    segments like, a line a facet. An item without keywords is left out, and so is an empty line."""
+    keywords of what the similar users chose next, the most similar first; liked: words that users of the same segments
+    like, a line a facet. An item without keywords is left out, and so is an empty line."""
     chosen, others, kind = ([bullet(line) for line in lines if line] for lines in (history, neighbours, liked))
     lines = [_HISTORY, *chosen] if chosen else [_EMPTY]
     if others:
@@ -72,6 +72,12 @@ def bullet(line: str) -> str:
     """Keywords of an item as a line of a list. The mark puts a space before the first word, as there is before the
     others: a word is the same token wherever it stands."""
     return f"- {line}"
+
+
+def unmarked(text: str) -> str:
+    """A text without marks at the beginnings of its lines: evidence stands in a line of a list, and no item's text can
+    claim to be such a line."""
+    return "\n".join(line.lstrip("- ") for line in text.splitlines())
 
 
 def content(before: str, item: str, has_image: bool) -> list[dict[str, Any]]:

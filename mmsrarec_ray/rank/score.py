@@ -18,13 +18,20 @@ import ray
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.frames import iter_tables
-from mmsrarec_ray.models.engine import ERROR, adapter_arguments, asked, engine_cpus, engines_heard, require_cpus
+from mmsrarec_ray.models.engine import (
+    ERROR,
+    adapter_arguments,
+    asked,
+    engine_cpus,
+    engines_heard,
+    require_cpus,
+    rows_in_block,
+)
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.rank.answers import Answers, Keeper, keys_of
 from mmsrarec_ray.rank.ask import Asker, Question, p_yes
 from mmsrarec_ray.rank.catalogue import Catalogue
 
-_REQUESTS = 500  # candidates in a block, about: some are in work at a time, and none is told of or kept before it ends
 _TASK = pa.schema(
     [
         pa.field("row", pa.int64()),
@@ -64,9 +71,10 @@ class Questions:
         """Of some users alone."""
         return Questions(*(getattr(self, each.name)[rows] for each in fields(self)))
 
-    def with_more(self, others: Questions) -> Questions:
-        """These, and then those."""
-        return Questions(*([*getattr(self, each.name), *getattr(others, each.name)] for each in fields(self)))
+    @classmethod
+    def joined(cls, parts: Sequence[Questions]) -> Questions:
+        """One after the other."""
+        return cls(*([row for part in parts for row in getattr(part, each.name)] for each in fields(cls)))
 
 
 def score(
@@ -85,7 +93,7 @@ def score(
     Ray must be connected. Raises RuntimeError with the engine's message where a candidate could not be scored,
     InputError where a question does not fit the model, ConfigError where the cluster is too small.
     """
-    every = questions.with_more(ahead) if answers and ahead else questions
+    every = Questions.joined([questions, ahead]) if answers and ahead else questions
     keys = [keys_of(*each) for each in every.users()]
     found = answers.find(keys, len(questions)) if answers else [np.full(len(each), math.nan) for each in keys]
     columns = [np.flatnonzero(np.isnan(each)) for each in found]
@@ -94,7 +102,9 @@ def score(
         return found[: len(questions)]
     progress, done = Progress("score", total, "candidates"), 0
     with engines_heard(), Keeper(answers) as keeper:
-        for part in _asked(config, catalogue, adapter, _tasks(every, columns), max(1, total // _REQUESTS)):
+        for part in _asked(
+            config, catalogue, adapter, _tasks(every, columns), math.ceil(total / rows_in_block(config))
+        ):
             for row, column, value in zip(part.rows, part.columns, part.scores, strict=True):
                 found[row][column] = value
             asked = np.array([keys[row][column] for row, column in zip(part.rows, part.columns, strict=True)])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmsrarec_ray.adapters import (
     Worker,
     checkpoint_keeper,
@@ -62,50 +64,75 @@ class _Tuning:
         self.asker = Asker(task.config, task.catalogue)
 
     def run(self) -> None:
-        trainer = self._trainer()
+        training = self._trainer()
         resume, step = newest_checkpoint(self.task.out, self.worker.scratch / "resume")
         if resume:
             self.worker.report(f"tune_recommender: goes on from step {step:,}")
-        trained = trainer.train(resume_from_checkpoint=resume)
-        judged = trainer.evaluate()
-        losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+        trained = training.train(resume_from_checkpoint=resume)
+        judged = training.evaluate()
         facts = {
-            "steps": trainer.state.global_step,
+            "steps": training.state.global_step,
             "resumed_at": step,
             "train_seconds": trained.metrics["train_runtime"],  # since it was resumed
-            "train_loss": sum(losses) / max(1, len(losses)),
+            "train_loss": mean_loss(training.state.log_history),
             "validation_loss": judged["eval_loss"],
             "validation_accuracy": judged["eval_mean_token_accuracy"],
         }
-        write_result(self.task.config, trainer, facts, self.task.out, self.worker.scratch, self.worker.rank)
+        write_result(self.task.config, training, facts, self.task.out, self.worker.scratch, self.worker.rank)
 
     def _trainer(self) -> Any:
-        from trl import SFTConfig, SFTTrainer
-
-        model = load_base(self.task.config)
-        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-        if self.settings.shared_prefix and _SECTIONS in rope:
-            raise _needs_plain_positions(type(model).__name__)
-        collator = Collator(self.asker, self.settings.shared_prefix)
-        return SFTTrainer(
-            model=model,
-            args=SFTConfig(
-                **training_arguments(self.task.config, self.settings, self.worker.size, self.worker.scratch),
-                num_train_epochs=1,  # what is learnt in a further epoch is further examples
-                max_length=None,
-                dataset_kwargs={"skip_prepare_dataset": True},
-                report_to=[],
-            ),
-            train_dataset=read_examples(self.task.train, self.worker.scratch),
-            eval_dataset=read_examples(self.task.validation, self.worker.scratch),
-            data_collator=collator if self.task.config.train.gpu else at_answers_alone(model, collator),
-            processing_class=self.asker.processor,
-            peft_config=lora_config(self.settings.lora),
-            callbacks=[
+        scratch = self.worker.scratch
+        return trainer(
+            self.task.config,
+            self.asker,
+            training_arguments(self.task.config, self.settings, self.worker.size, scratch),
+            read_examples(self.task.train, scratch),
+            read_examples(self.task.validation, scratch),
+            [
                 checkpoint_keeper(self.task.out, self.worker.rank),
                 progress_told("tune_recommender", self.worker.report),
             ],
         )
+
+
+def trainer(
+    config: Config, asker: Asker, arguments: dict[str, Any], train: Any, validation: Any = None, callbacks: Any = ()
+) -> Any:
+    """TRL's trainer of a recommender.
+
+    arguments: as `training_arguments` gives them; train, validation: of `read_examples`. Raises ConfigError where the
+    model has other positions than a shared prefix gives it.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    model, settings = load_base(config), config.tune_recommender
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if settings.shared_prefix and _SECTIONS in rope:
+        raise _needs_plain_positions(type(model).__name__)
+    # ZeRO-3 gathers a layer's weights on all workers at once: none may pass by the layers that read pictures.
+    collator = Collator(asker, settings.shared_prefix, pictured=settings.deepspeed == "zero3")
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **arguments,
+            num_train_epochs=1,  # what is learnt in a further epoch is further examples
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            report_to=[],
+        ),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collator if config.train.gpu else at_answers_alone(model, collator),
+        processing_class=asker.processor,
+        peft_config=lora_config(settings.lora),
+        callbacks=list(callbacks),
+    )
+
+
+def mean_loss(history: list[dict[str, Any]]) -> float:
+    """Over all steps. history: transformers' log, in which an entry holds the mean since the one before."""
+    steps, losses = zip(*((entry["step"], float(entry["loss"])) for entry in history if "loss" in entry), strict=True)
+    return float(np.average(losses, weights=np.diff([0, *steps])))
 
 
 def check_positions(config: Config) -> None:

@@ -35,6 +35,7 @@ LIBRARIES = ("scipy", "scikit-learn", "numpy")
 """What learns segments and tells them from words."""
 _ARRAYS, _WORDS, _READABLE = "segments.safetensors", "segments.json", "segments.md"
 _MOST = 8  # words of a segment that people are shown
+_TOKEN = r"\w+"  # a single character too, which is a whole word in some languages
 _SPREAD = 0.5  # of the weights that learning begins with: segments that begin alike stay alike
 _TOLD = 0.2  # log lift of a word that is worth telling
 _EVERY, _PATIENCE = 5, 4  # iterations between looks at the validation users, and looks without a gain before it stops
@@ -279,9 +280,7 @@ class _Best:
 
 def _vocabulary(texts: Sequence[str], settings: SegmentsSettings) -> list[str]:
     """Words that enough items have, the commonest where there are too many; none where no item says anything."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    counter = CountVectorizer(binary=True, max_features=settings.words)
+    counter = _counter(max_features=settings.words)
     try:
         counts = counter.fit_transform(texts).sum(0).A1
     except ValueError:  # no word in any text
@@ -293,18 +292,20 @@ def _vocabulary(texts: Sequence[str], settings: SegmentsSettings) -> list[str]:
 @functools.cache
 def _splitter() -> Callable[[str], list[str]]:
     """From a text to its words, as facets know them."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    return CountVectorizer().build_analyzer()
+    return _counter().build_analyzer()
 
 
 def _words(words: list[str], texts: Sequence[str]) -> Any:
     """Which of the words each text has: sparse float64 (n, w)."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
     if not words:
         return sparse.csr_array((len(texts), 0))
-    return sparse.csr_array(CountVectorizer(binary=True, vocabulary=words, dtype=np.float64).transform(texts))
+    return sparse.csr_array(_counter(vocabulary=words, dtype=np.float64).transform(texts))
+
+
+def _counter(**settings: Any) -> Any:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    return CountVectorizer(binary=True, token_pattern=_TOKEN, **settings)
 
 
 def _incidence(sequences: Sequences, n_items: int) -> Any:

@@ -20,7 +20,7 @@ from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.parts import write_part
 from mmsrarec_ray.data.schemas import FAILURES, KEYWORDS
 from mmsrarec_ray.metrics import Metrics
-from mmsrarec_ray.models.engine import ERROR, adapter_arguments, asked, engines_heard
+from mmsrarec_ray.models.engine import ERROR, adapter_arguments, asked, engines_heard, rows_in_block
 from mmsrarec_ray.progress import Progress
 from mmsrarec_ray.store import Folder
 from mmsrarec_ray.summarize.keywords import parse
@@ -54,9 +54,9 @@ def summarise(
 
     known: keys as `reuse.index` gives them. pending: how many items are not known, for the progress.
     """
-    # What is in one block leaves the engine together: cut so, finished rows are written, and shown, while others wait.
+    kept = config.summarize.rows_per_part
     fresh = map_tables(items.read(_ITEM_COLUMNS), _drop_known, ray.put(known)).repartition(
-        target_num_rows_per_block=config.summarize.rows_per_part
+        target_num_rows_per_block=min(kept, rows_in_block(config))
     )
     rendered = fresh.map_batches(
         _Render,
@@ -68,7 +68,7 @@ def summarise(
     )
     lora = adapter_arguments(config.tune_summarizer.lora) if recipe.adapter else {}
     written = asked(config, _answer, **lora)(rendered).map_batches(
-        _write, fn_args=(recipe, out), batch_size=config.summarize.rows_per_part, batch_format="numpy"
+        _write, fn_args=(recipe, out), batch_size=kept, batch_format="numpy"
     )
     done = 0
     progress = Progress("summarize", pending, "items")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from mmsrarec_ray.adapters import load_base
 from mmsrarec_ray.errors import ConfigError
@@ -97,6 +101,76 @@ def test_a_candidate_does_not_see_another(items: Catalogue) -> None:
         said.append(logits[labels[:, 1:] != IGNORED])
     torch.testing.assert_close(said[0][1], said[1][1], atol=2e-4, rtol=1e-4)
     assert not torch.allclose(said[0][0], said[1][0], atol=1e-3)
+
+
+def test_of_two_candidates_that_read_alike_each_answer_follows_its_own_prompt(items: Catalogue) -> None:
+    settings = config("rank.candidate=keywords")
+    asker = Asker(settings, replace(items, words=pa.array(["red, mug", "blue, hat", "blue, hat", "green, bag"])))
+    user = asker.user([0], [3])
+    examples = [
+        {"task": "choice", "prompt": asker.question(user, number).prompt, "answer": answer, "picture": None}
+        for number, answer in ((1, "yes"), (2, "no"))
+    ]
+    assert examples[0]["prompt"] == examples[1]["prompt"]
+    model, before = load_base(settings).eval(), []
+    for shared_prefix in (True, False):
+        batch = Collator(asker, shared_prefix)([{"examples": examples}])
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            before.append(model(**batch).logits[:, :-1][labels[:, 1:] != IGNORED])
+    torch.testing.assert_close(before[0], before[1], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(before[0][0], before[0][1], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_pictures_of_unequal_form_are_read_as_each_alone(items: Catalogue, shared_prefix: bool) -> None:
+    """The processor cuts a square into other tiles than a strip."""
+    settings = config("rank.candidate=image")
+    strip = BytesIO()
+    Image.new("RGB", (256, 100), "red").save(strip, "PNG")
+    shown = items.shown.to_pylist()
+    shown[3]["image"] = strip.getvalue()
+    asker = Asker(settings, replace(items, shown=pa.Table.from_pylist(shown, items.shown.schema)))
+    side = settings.model.image_size
+    reader = asker.processor.image_processor
+    reader.do_image_splitting, reader.size = True, {"longest_edge": 2 * side}
+    reader.max_image_size = {"longest_edge": side}
+    examples = [
+        {"task": "choice", "prompt": asker.question("", number).prompt, "answer": "no", "picture": number}
+        for number in (1, 3)
+    ]
+    model, collate = load_base(settings).eval(), Collator(asker, shared_prefix)
+
+    def read(some: list[dict[str, Any]]) -> tuple[torch.Tensor, int]:
+        batch = collate([{"examples": some}])
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            return model(**batch).logits[:, :-1][labels[:, 1:] != IGNORED], batch["pixel_values"].shape[1]
+
+    (both, most), *alone = read(examples), read(examples[:1]), read(examples[1:])
+    tiles = [count for _, count in alone]
+    assert len(set(tiles)) == 2
+    assert most == max(tiles)
+    torch.testing.assert_close(both, torch.cat([logits for logits, _ in alone]), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_a_batch_without_pictures_can_have_a_blank_one_that_teaches_nothing(
+    items: Catalogue, shared_prefix: bool
+) -> None:
+    settings = config("rank.candidate=keywords")
+    asker, model = Asker(settings, items), load_base(settings).eval()
+    some = contexts(asker)[1:]  # a user whose questions have none
+    plain, pictured = (Collator(asker, shared_prefix, each)(some) for each in (False, True))
+    assert "pixel_values" not in plain
+    assert len(pictured["pixel_values"]) == 1
+    assert len(pictured["input_ids"]) == len(plain["input_ids"]) + 1
+    assert (pictured["labels"][-1] == IGNORED).all()
+    with torch.inference_mode():
+        losses = [model(**batch).loss for batch in (plain, pictured)]
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=1e-4)
+    with_picture = contexts(asker)[:1]  # its item_keywords
+    assert len(Collator(asker, shared_prefix, True)(with_picture)["pixel_values"]) == 1
 
 
 def test_pictures_that_look_alike_as_tokens_are_not_shared(items: Catalogue) -> None:

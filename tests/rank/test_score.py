@@ -111,7 +111,7 @@ def test_scores_are_those_of_transformers(
     assert len(np.unique(found[0])) > 10
 
     monkeypatch.setattr(scoring, "asked", None)  # from here on no engine can start
-    again, answers = every.take(slice(None, None, -1)).with_more(later), Answers(kept)
+    again, answers = Questions.joined([every.take(slice(None, None, -1)), later]), Answers(kept)
     *asked, what_was_later = score(settings, catalogue, adapter, again, answers)
     for ours, before in zip(asked, found[::-1], strict=True):
         np.testing.assert_array_equal(ours, before)

@@ -156,3 +156,10 @@ def test_only_the_commonest_words_count() -> None:
     texts = [f"{colour} common" for colour, _ in ITEMS]
     segments = Segments.learn(train, asked(train), [texts], SMALL.model_copy(update={"words": 1}), 0)
     assert segments.facets[0].words == ["common"]
+
+
+def test_a_word_may_be_a_single_character() -> None:
+    train = drawn(20, 1)[0]
+    segments = Segments.learn(train, asked(train), [["猫, t-shirt, 5 cups, C#"] * len(ITEMS)], SMALL, 0)
+    assert set(segments.facets[0].words) == {"猫", "t", "shirt", "5", "cups", "c"}
+    assert segments.facets[0].gains(["猫", ""]).shape == (2, 6)
