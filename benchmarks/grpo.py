@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import alone
 
 from mmsrarec_ray.adapters import load_base, load_processor, lora_config
 from mmsrarec_ray.config import Config, load
@@ -99,12 +98,6 @@ def measure(config: Config, folder: Folder, ours: bool, threads: int) -> dict[st
     }
 
 
-def alone(*arguments: Any) -> Any:
-    """Measured in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
@@ -126,9 +119,9 @@ def main() -> None:
     ray.shutdown()
     paper = load(options.config, [*options.settings, *fixed, "tune_summarizer.reward=paper"])
     found = {
-        "bare TRL, free reward": alone(config, folder, False, options.threads),
-        "paper": alone(paper, folder, True, options.threads),
-        "grounded": alone(config, folder, True, options.threads),
+        "bare TRL, free reward": alone(measure, config, folder, False, options.threads),
+        "paper": alone(measure, paper, folder, True, options.threads),
+        "grounded": alone(measure, config, folder, True, options.threads),
     }
     tell(found)
     if options.output:

@@ -122,6 +122,12 @@ def _write_file(folder: Path, size: int, changed: bool, first: int) -> None:
     pq.write_table(pa.Table.from_pylist(rows), folder / f"{first:08}.parquet", row_group_size=500)
 
 
+def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """Measured in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
 def run_job(name: str, words: list[str]) -> Measured:
     """Seconds that a job takes from its start to its end, memory in MiB and processor seconds by kind of process."""
     began, command = time.perf_counter(), [sys.executable, f"jobs/{name}.py", *words]

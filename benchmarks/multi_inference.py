@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import table
-from score import alone, catalogue, drawn_questions
+from measure import alone, table
+from score import catalogue, drawn_questions
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.rank.ask import Asker, Question

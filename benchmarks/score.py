@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from measure import alone
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.shop.generate import item_row, shop_of
@@ -110,12 +108,6 @@ def lengths(config: Config, work: Questions) -> tuple[int, int]:
     one, another = asker.tokens([asker.question(user, int(candidate)) for candidate in work.candidates[0][:2]])
     pairs = zip(one, another, strict=False)
     return next(place for place, (first, second) in enumerate(pairs) if first != second), len(one)
-
-
-def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """In a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
 
 
 def main() -> None:

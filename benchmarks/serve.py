@@ -32,9 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,7 @@ import httpx
 import numpy as np
 from empty_graph import Nothing, create_app
 from fastapi import FastAPI
-from measure import ROOT, Measured, Report, table
+from measure import ROOT, Measured, Report, alone, table
 
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
@@ -285,12 +283,6 @@ def questions(bundle: Bundle, asked: list[str]) -> tuple[dict[str, list[Any]], A
             for each, tokens in zip(drawn, asker.tokens(drawn), strict=True)
         ]
     return found, SamplingParams(**asker.sampling)
-
-
-def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """In a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
 
 
 def tell(parts: dict[str, Any]) -> None:

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from measure import alone
 from score import ITEMS, catalogue
 
 from mmsrarec_ray.adapters import load_base, lora_config, read_facts, training_arguments
@@ -118,12 +116,6 @@ def lengths(config: Config, examples: Folder) -> tuple[int, int]:
         masks = (collate([row])["attention_mask"] for row in contexts)
         tokens = sum(int(mask.sum()) if mask.ndim == 2 else mask.shape[-1] for mask in masks)
     return count, tokens
-
-
-def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """In a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
 
 
 def main() -> None:

@@ -19,13 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measure import Measured, Report, run_job, table, watched, write_catalogue
+from measure import Measured, Report, alone, run_job, table, watched, write_catalogue
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.models.load import engine_arguments, engine_environment, source
@@ -181,12 +178,6 @@ def checkpoint(folder: Path, ids: int) -> Measured:
     ours = index([np.frombuffer(np.random.default_rng(0).bytes(KEY.itemsize * ids), KEY)]).nbytes
     ray.shutdown()
     return {"ids": ids, "counted": counted / ids, "resident": resident, "ours": ours / ids}
-
-
-def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """In a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
 
 
 def measure_jobs(report: Report, work: Path, sizes: list[int], settings: list[str]) -> None:

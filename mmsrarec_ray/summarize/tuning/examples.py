@@ -36,6 +36,8 @@ _HAS_IMAGE = "has_image"  # whether the picture could be read: so nobody has to 
 _READ = [*_COLUMNS, "content_hash", "split"]
 _GROUP = 8  # examples that are read together: they are asked for one at a time, in any order
 _KEPT = 512
+# A worker without a picture would pass by layers whose weights the others gather, and all would wait for ever.
+_UNPICTURED = "with tune_summarizer.deepspeed=zero3 each item must have a picture; zero2 takes those without."
 
 
 def write_examples(config: Config, items: Items, out: Folder) -> Counter[str]:
@@ -110,6 +112,7 @@ class _Check:
 
     def __init__(self, config: Config, out: Folder):
         self.render, self.out = Renderer(config), out
+        self.pictured = config.tune_summarizer.deepspeed == "zero3"
 
     def __call__(self, batch: pa.Table) -> dict[str, list[int]]:
         kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -117,6 +120,8 @@ class _Check:
         for item in batch.to_pylist():
             try:
                 rendered = self.render(item)
+                if self.pictured and rendered.image is None:
+                    raise ValueError(_UNPICTURED)
             except (ValueError, OSError) as error:
                 failures.append(failure(item, type(error).__name__, str(error), "tune_summarizer"))
             else:

@@ -31,10 +31,10 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def staged(ray_session: str, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples of a catalogue in two parts, in no order; the red of an item's picture is its number."""
-    root = tmp_path_factory.mktemp("examples")
-    dataset, order = Folder.at(str(root / "dataset")), np.random.default_rng(0).permutation(N).tolist()
+def items(tmp_path_factory: pytest.TempPathFactory) -> Items:
+    """A catalogue in two parts, in no order; the red of an item's picture is its number."""
+    dataset = Folder.at(str(tmp_path_factory.mktemp("examples") / "dataset"))
+    order = np.random.default_rng(0).permutation(N).tolist()
     rows = [
         {
             "item_id": f"{n:02}",
@@ -51,9 +51,16 @@ def staged(ray_session: str, config: Config, tmp_path_factory: pytest.TempPathFa
     others = [rows[0] | {"item_id": split, "split": split} for split in (VALIDATION, TEST)]
     for some in (rows[: N // 2] + others, rows[N // 2 :]):
         write_part(dataset / "items", pa.Table.from_pylist(some, ITEMS), ["item_id"])
-    counts = write_examples(config, Items(dataset, parquet_files(dataset / "items")), Folder.at(str(root / "staged")))
+    return Items(dataset, parquet_files(dataset / "items"))
+
+
+@pytest.fixture(scope="module")
+def staged(ray_session: str, config: Config, items: Items, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples of the catalogue."""
+    out = tmp_path_factory.mktemp("staged")
+    counts = write_examples(config, items, Folder.at(str(out)))
     assert counts == {"train_items": N, "validation_items": 1, "test_items": 1, "failed": 0}
-    return root / "staged" / TRAIN
+    return out / TRAIN
 
 
 @pytest.fixture
@@ -105,3 +112,16 @@ def test_an_example_is_read_without_the_pictures_of_others_but_for_a_few(folder:
         assert examples[int(item)].item_id == item
     with pytest.raises(OSError, match="page header"):
         [examples[n] for n in range(N)]
+
+
+def test_all_workers_read_pictures_where_they_gather_weights_together(
+    ray_session: str, items: Items, tmp_path: Path
+) -> None:
+    sharded = load(None, ["data.format=shop", "run=/nowhere", "tune_summarizer.deepspeed=zero3", "train.gpu=true"])
+    out = Folder.at(str(tmp_path))
+    counts = write_examples(sharded, items, out)
+    without = [f"{n:02}" for n in (BARE, *ON_THE_WEB)]
+    assert (counts["train_items"], counts["failed"]) == (N - len(without), len(without))
+    failures = pq.read_table(tmp_path / "failures").to_pylist()
+    assert sorted(row["id"] for row in failures) == without
+    assert {row["message"].split(" each item")[0] for row in failures} == {"with tune_summarizer.deepspeed=zero3"}
