@@ -327,7 +327,7 @@ class Rank(Settings):
     """How a candidate is shown: picture and text (the paper's), its text, or its keywords alone."""
     said: Literal["keywords", "image_keywords", "text_keywords", "titles"] = "keywords"
     """What stands for an item of the history and of the similar users, and for a candidate without picture and text:
-    its keywords, those of one half, or its title."""
+    its keywords, those of one half, or its title, which needs no summaries."""
     similar_users: bool = True
     """Show what similar users chose next."""
     evidence: tuple[Literal["cooccurrence", "segments", "moments", "popularity"], ...] = ()

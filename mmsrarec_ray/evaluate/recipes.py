@@ -34,7 +34,7 @@ from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale
 from mmsrarec_ray.rank.segments import read_segments, wanted
-from mmsrarec_ray.rank.stage import TuneRecommender
+from mmsrarec_ray.rank.stage import TuneRecommender, keywords_in, speaks_of
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.segments import LIBRARIES
 from mmsrarec_ray.retrieve.stage import Retrieve
@@ -246,7 +246,7 @@ class MmsraRecRecipe(RetrievalRecipe):
 
     @property
     def requires(self) -> list[Stage]:
-        return [Summarize(self.config), Retrieve(self.config), TuneRecommender(self.config)]
+        return [*speaks_of(self.config), Retrieve(self.config), TuneRecommender(self.config)]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -271,12 +271,13 @@ class MmsraRecRecipe(RetrievalRecipe):
         require_folder(self.config.run, "mmsrarec")
 
     def build(self, seed: int, log: Log, inputs: dict[str, Artefact]) -> MmsraRec:
-        c, made = self.config, [inputs[name] for name in ("keywords", "retriever", "recommender")]
-        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, c.rank.candidate, c.rank.said)
+        c, made = self.config, [inputs[stage.artefact] for stage in self.requires]
+        dataset, keywords = inputs["dataset"].folder, keywords_in(inputs)
+        catalogue = Catalogue.read(dataset, keywords, c.rank.candidate, c.rank.said)
         retrieval = Retrieval(c.methods.retrieval, Retriever.load(inputs["retriever"].folder))
         earlier = {name: seconds for each in made for name, seconds in seconds_of(each).items()}
         recommender, answers = inputs["recommender"].folder, self.answers(inputs)
-        segments = read_segments(c, log.items, inputs["dataset"].folder, inputs["keywords"].folder, recommender)
+        segments = read_segments(c, log.items, dataset, keywords, recommender)
         adapter = (recommender / ADAPTER).path
         blends = set(OURS[1:]).intersection(c.evaluate.methods)
         ahead = partial(learnt_from, settings=c.methods.blend, seed=seed) if blends else None
@@ -285,7 +286,8 @@ class MmsraRecRecipe(RetrievalRecipe):
 
     def answers(self, inputs: dict[str, Artefact]) -> Answers:
         """Those of the same model, asked in the same way about the same items."""
-        made_from = {name: inputs[name].manifest.digest for name in ("dataset", "keywords", "recommender")}
+        parts = ("dataset", *(stage.artefact for stage in speaks_of(self.config)), "recommender")
+        made_from = {name: inputs[name].manifest.digest for name in parts}
         decides = [self._asking(), code_fingerprint(self.code), self.engine(), made_from]
         folder = Run.at(self.config.run).folder / "answers" / fingerprint(decides)
         self.renew(folder)

@@ -52,19 +52,24 @@ class Catalogue:
     shown: pa.Table
 
     @classmethod
-    def read(cls, dataset: Folder, keywords: Folder, form: CandidateForm, said: Said = "keywords") -> Catalogue:
-        """From a published dataset and its keywords. Raises InputError where no item has keywords."""
+    def read(cls, dataset: Folder, keywords: Folder | None, form: CandidateForm, said: Said = "keywords") -> Catalogue:
+        """From a published dataset and its keywords, of which titles have no need. Raises InputError where no item has
+        keywords."""
         columns = list(dict.fromkeys(["item_id", "title", *_SHOWN[form]]))
         items = read_parts(dataset / "items", columns)
         schema = pa.schema([field.with_type(_WIDE.get(field.name, field.type)) for field in items.schema])
         items = items.cast(schema).combine_chunks()  # a step by itself: so two copies stand at a time, and not three
         items = items.sort_by("item_id")
-        made = read_parts(keywords / "items", ["item_id", "image_keywords", "text_keywords"])
-        if not made.num_rows:
-            raise InputError(f"{keywords.path}: no item has keywords; the failures of `summarize` tell why.")
-        places = pc.index_in(items["item_id"], value_set=made["item_id"].combine_chunks()).combine_chunks()
-        known = (items["title"], made["image_keywords"].take(places), made["text_keywords"].take(places))
-        words = [line(said, *each) for each in zip(*(column.to_pylist() for column in known), strict=True)]
+        if keywords is None:
+            halves = [pa.nulls(items.num_rows)] * 2
+        else:
+            made = read_parts(keywords / "items", ["item_id", "image_keywords", "text_keywords"])
+            if not made.num_rows:
+                raise InputError(f"{keywords.path}: no item has keywords; the failures of `summarize` tell why.")
+            places = pc.index_in(items["item_id"], value_set=made["item_id"].combine_chunks()).combine_chunks()
+            halves = [made[name].take(places) for name in ("image_keywords", "text_keywords")]
+        known = (column.to_pylist() for column in (items["title"], *halves))
+        words = [line(said, *each) for each in zip(*known, strict=True)]
         ids = items["item_id"].combine_chunks()
         return cls(ids, pa.array(words, pa.string()), items.select(_SHOWN[form]))
 

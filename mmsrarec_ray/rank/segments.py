@@ -81,20 +81,22 @@ def heard(said: Said, title: str, image: str, text: str) -> tuple[str, str]:
     return "" if said == "text_keywords" else image, "" if said == "image_keywords" else text
 
 
-def _facets(config: Config, items: pa.Array, dataset: Folder, keywords: Folder) -> list[list[str]]:
+def _facets(config: Config, items: pa.Array, dataset: Folder, keywords: Folder | None) -> list[list[str]]:
     """The same of all items: two lists of lines."""
-    titles = [""] * len(items)
+    titles = image = text = [""] * len(items)
     if config.rank.said == "titles":
         table = read_parts(dataset / "items", ["item_id", "title"])
         places = pc.index_in(items, value_set=table["item_id"].combine_chunks())
         titles = [title or "" for title in table["title"].take(places).to_pylist()]
-    known = zip(titles, *read_halves(keywords, items), strict=True)
+    if keywords is not None:
+        image, text = read_halves(keywords, items)
+    known = zip(titles, image, text, strict=True)
     return [list(half) for half in zip(*(heard(config.rank.said, *each) for each in known), strict=True)]
 
 
-def learn_segments(config: Config, log: Log, dataset: Folder, keywords: Folder) -> FoldedSegments | None:
+def learn_segments(config: Config, log: Log, dataset: Folder, keywords: Folder | None) -> FoldedSegments | None:
     """From the training users' choices and the published keywords, with the retriever's folds; None where prompts do
-    not tell of them."""
+    not tell of them. keywords: None where titles stand for items."""
     if not wanted(config):
         return None
     training, validation = log.train(), log.cases("validation")
@@ -116,7 +118,7 @@ def write_segments(segments: FoldedSegments | None, recommender: Folder) -> None
 
 
 def read_segments(
-    config: Config, items: pa.Array, dataset: Folder, keywords: Folder, recommender: Folder
+    config: Config, items: pa.Array, dataset: Folder, keywords: Folder | None, recommender: Folder
 ) -> FoldedSegments | None:
     """Those of all users, as `write_segments` left them. items: string ids of the catalogue."""
     if not wanted(config):

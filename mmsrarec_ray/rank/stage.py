@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from mmsrarec_ray import workers
 from mmsrarec_ray.adapters import FACTS, TRAINING, libraries, read_facts
+from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.prepare import Prepare
@@ -32,6 +33,16 @@ _SPLITS = ("train", "validation")
 _SCALED = 1_000  # training contexts that the levels of evidence are made from, at most
 
 
+def speaks_of(config: Config) -> list[Stage]:
+    """The stage that makes what stands for items in prompts: keywords, and none where that is their titles."""
+    return [] if config.rank.said == "titles" else [Summarize(config)]
+
+
+def keywords_in(inputs: dict[str, Artefact]) -> Folder | None:
+    """The keywords among a stage's inputs; None where `speaks_of` asks for none."""
+    return inputs[Summarize.artefact].folder if Summarize.artefact in inputs else None
+
+
 class TuneRecommender(Stage):
     """Fine-tune the model to answer whether a user chooses an item next."""
 
@@ -48,7 +59,7 @@ class TuneRecommender(Stage):
     )
 
     def requires(self) -> list[Stage]:
-        return [Prepare(self.config), Summarize(self.config), Retrieve(self.config)]
+        return [Prepare(self.config), *speaks_of(self.config), Retrieve(self.config)]
 
     def settings(self) -> dict[str, Any]:
         c = self.config
@@ -103,9 +114,10 @@ class TuneRecommender(Stage):
         """What examples are written from."""
         rank, tasks = self.config.rank, self.config.tune_recommender.tasks
         form = "image" if tasks.item_keywords else rank.candidate  # that task shows an item whole, candidates or not
-        catalogue = Catalogue.read(inputs["dataset"].folder, inputs["keywords"].folder, form, rank.said)
-        log, retriever = read_log(inputs["dataset"].folder), inputs["retriever"].folder
-        segments = learn_segments(self.config, log, inputs["dataset"].folder, inputs["keywords"].folder)
+        dataset, keywords = inputs["dataset"].folder, keywords_in(inputs)
+        catalogue = Catalogue.read(dataset, keywords, form, rank.said)
+        log, retriever = read_log(dataset), inputs["retriever"].folder
+        segments = learn_segments(self.config, log, dataset, keywords)
         together = Retriever.load(retriever, memory_map=True).cooccurrence
         signs = Signs(rank.evidence, log.training, together, log.n_items, segments)
         first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))

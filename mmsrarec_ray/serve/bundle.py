@@ -114,10 +114,25 @@ def _newest(run: Run) -> dict[str, Artefact]:
             "jobs/tune_recommender.py."
         )
     newest = recommenders[0]
-    parts = {name: _made_from(newest, name, run) for name in PARTS[:-1]} | {"recommender": newest}
+    parts = {name: _made_from(newest, name, run) for name in ("dataset", "retriever")} | {"recommender": newest}
+    parts["keywords"] = _keywords_of(newest, run)
     if _SUMMARIZER in parts["keywords"].manifest.inputs:
         parts[_SUMMARIZER] = _made_from(parts["keywords"], _SUMMARIZER, run)
     return parts
+
+
+def _keywords_of(recommender: Artefact, run: Run) -> Artefact:
+    """Those that the recommender reads; of one that reads titles the newest of its dataset, which people shall see."""
+    made_from = recommender.manifest.inputs
+    if "keywords" in made_from:
+        return _made_from(recommender, "keywords", run)
+    fitting = [e for e in run.published("keywords") if e.manifest.inputs["dataset"] == made_from["dataset"]]
+    if not fitting:
+        raise ArtefactError(
+            f"{run.folder.file('keywords')}: expected keywords of the dataset that {recommender.folder.path} was made "
+            "from. Make them with jobs/summarize.py."
+        )
+    return fitting[0]
 
 
 def _made_from(made: Artefact, name: str, run: Run) -> Artefact:

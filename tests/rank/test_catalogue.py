@@ -40,6 +40,13 @@ def test_items_stand_in_the_order_of_their_ids(published: tuple[Folder, Folder])
         assert catalogue.item(n) == {"title": f"Mug {n}", "text": None, "image": bytes([n]), "image_uri": None}
 
 
+def test_titles_need_no_keywords(published: tuple[Folder, Folder]) -> None:
+    dataset, keywords = published
+    titles = [f"Mug {n}" for n in range(N)]
+    for made in (None, keywords):
+        assert Catalogue.read(dataset, made, "text", "titles").lines(range(N)) == titles
+
+
 @pytest.mark.parametrize("form", ["image", "text", "keywords"])
 def test_what_is_shown_may_take_more_than_2_gib(published: tuple[Folder, Folder], form: CandidateForm) -> None:
     """A column that is put in order becomes one array: its offsets must have 64 bits."""

@@ -23,6 +23,7 @@ from mmsrarec_ray.pipeline import SUMMARY, Pipeline
 from mmsrarec_ray.rank.answers import Answers, keys_of
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.score import Questions
+from mmsrarec_ray.rank.stage import TuneRecommender
 from mmsrarec_ray.store import Artefact, Run
 
 
@@ -91,6 +92,14 @@ def test_the_engine_is_asked_at_once_what_a_blend_learns_from(
         np.testing.assert_array_equal(keys_of(*before), keys_of(*after))
     alone = pipeline.model_copy(update={"evaluate": pipeline.evaluate.model_copy(update={"methods": ("mmsrarec",)})})
     assert recipe_of("mmsrarec", alone).build(0, log, done).ahead is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("said", "keywords"), [("titles", []), ("text_keywords", ["summarize"])])
+def test_nothing_is_summarised_for_prompts_of_titles(pipeline: Config, said: str, keywords: list[str]) -> None:
+    config = pipeline.model_copy(update={"rank": pipeline.rank.model_copy(update={"said": said})})
+    assert [stage.name for stage in TuneRecommender(config).requires()] == ["prepare", *keywords, "retrieve"]
+    recipe = recipe_of("mmsrarec+retrieval", config)
+    assert [stage.name for stage in recipe.requires] == [*keywords, "retrieve", "tune_recommender"]
 
 
 def test_the_summary_says_where_every_result_lies(done: dict[str, Artefact]) -> None:

@@ -39,7 +39,7 @@ def test_segments_know_what_prompts_tell(said: str, words: list[list[str]], tmp_
     settings = world.config(
         "rank.liked=2", f"rank.said={said}", "methods.segments.count=2", "methods.segments.min_items=1"
     )
-    learnt = learn_segments(settings, log, dataset, keywords)
+    learnt = learn_segments(settings, log, dataset, None if said == "titles" else keywords)
     assert learnt is not None
     assert [facet.words for facet in learnt.whole.facets] == words
     write_segments(learnt, kept)

@@ -71,6 +71,19 @@ def test_the_newest_recommender_comes_with_what_it_was_made_from(run: Run) -> No
     assert bundle.summary()["items"] == 3
 
 
+def test_of_a_recommender_that_reads_titles_people_see_the_newest_keywords_of_its_dataset(run: Run) -> None:
+    dataset = publish(run, "dataset", "d", "dataset", {}, 0)
+    made_of = {"dataset": dataset.manifest.digest}
+    retriever = publish(run, "retriever", "r", "retriever", made_of, 1)
+    publish(run, "recommender", "t", "recommender", made_of | {"retriever": retriever.manifest.digest}, 2)
+    publish(run, "keywords", "others", "keywords of others", {"dataset": "another"}, 3)
+    with pytest.raises(ArtefactError, match=r"keywords: expected keywords of the dataset that .*/recommender/t was"):
+        Bundle.of(run.folder.path)
+    for mark, minute in (("old", 4), ("new", 5)):
+        publish(run, "keywords", mark, f"keywords {mark}", made_of, minute)
+    assert Bundle.of(run.folder.path).parts["keywords"].fingerprint == "new"
+
+
 def test_a_pipeline_is_taken_by_its_name_else_the_newest(run: Run) -> None:
     summarise(run, make(run, "a", 1), "first", 1)
     summarise(run, make(run, "b", 2), "second", 2)
