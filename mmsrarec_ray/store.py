@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -128,16 +129,18 @@ class Folder:
             return stream.read()
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file so that it appears whole or not at all."""
+        """Write a file so that it appears whole or not at all, also where the machine then loses power."""
         self.filesystem.create_dir(posixpath.dirname(self.file(name)), recursive=True)
         if not isinstance(self.filesystem, pafs.LocalFileSystem):  # an object store shows a file when it is closed
             with self.filesystem.open_output_stream(self.file(name)) as stream:
                 stream.write(content)
             return
         unfinished = self.file(f"{name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}")  # another process may write it too
-        with self.filesystem.open_output_stream(unfinished) as stream:
+        with open(unfinished, "wb") as stream:
             stream.write(content)
-        self.filesystem.move(unfinished, self.file(name))
+            stream.flush()
+            os.fsync(stream.fileno())  # else the new name may be on the disk before what it names
+        os.replace(unfinished, self.file(name))
 
     def download(self, local: Path) -> None:
         """Copy all files below into a folder of this machine."""
@@ -257,7 +260,9 @@ def _parse_manifest(content: bytes, where: str) -> Manifest:
             )
         return Manifest.model_validate(tree)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise ArtefactError(f"{where}: the manifest is damaged: {error}") from None
+        raise ArtefactError(
+            f"{where}: the manifest is damaged: {error}. Remove its folder and give the job again, which makes it anew."
+        ) from None
 
 
 @dataclass(frozen=True)

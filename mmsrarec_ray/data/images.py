@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageOps
 from pyarrow import fs as pafs
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
@@ -103,7 +104,7 @@ def _open(content: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def load_image(item: Mapping[str, Any], limits: ImageLimits, long_side: int) -> Image.Image | None:
-    """An item's picture in RGB, transparent parts white, shrunk to `long_side` pixels.
+    """An item's picture in RGB, the right way up, transparent parts white, shrunk to `long_side` pixels.
 
     None without one, or where it lies on the web and was not fetched. Raises FileNotFoundError or ImageError.
     """
@@ -117,11 +118,18 @@ def load_image(item: Mapping[str, Any], limits: ImageLimits, long_side: int) -> 
         picture.draft("RGB", (long_side, long_side))  # a JPEG need not be decoded in full to be shrunk
         try:
             picture.load()
-            picture = _on_white(picture)
+            picture = _on_white(_eight_bits(ImageOps.exif_transpose(picture)))
         except Exception as error:  # as above
             raise UnreadableImage(f"the picture is damaged: {error}") from None
     picture.thumbnail((long_side, long_side), Image.Resampling.BICUBIC)
     return picture
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits with 8: Pillow would cut off what is above 255."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

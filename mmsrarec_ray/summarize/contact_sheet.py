@@ -18,6 +18,7 @@ from mmsrarec_ray.summarize.finish import parquet_files
 from mmsrarec_ray.summarize.reuse import Items
 
 HTML, PNG = "contact_sheet.html", "contact_sheet.png"
+_DRAWN_CHARS = 400  # of a text: more than its lines hold
 _THUMBNAIL = 112
 _COLUMNS, _CARD_WIDTH, _CARD_HEIGHT, _MARGIN = 4, 400, 136, 12
 _INK, _QUIET, _PAPER, _LINE = "#1b1f24", "#59636e", "#ffffff", "#d1d9e0"
@@ -146,7 +147,7 @@ def _write(pen: ImageDraw.ImageDraw, row: dict[str, Any], left: int, top: int) -
 
 def _wrap(pen: ImageDraw.ImageDraw, font: Any, text: str, width: int, most: int) -> list[str]:
     lines: list[str] = []
-    for word in text.split():
+    for word in text[:_DRAWN_CHARS].split():  # Pillow refuses very long ones
         if lines and pen.textlength(f"{lines[-1]} {word}", font=font) <= width:
             lines[-1] += f" {word}"
         elif len(lines) < most:

@@ -35,7 +35,7 @@ def publish(
     the keywords.
 
     A task of a killed run may have written after the next run had looked: of an item that is there twice, one row
-    stays.
+    stays. One that ran twice may have failed at an item first: who has keywords has not failed.
     """
     there = ray.put(catalogue)
     totals = Counter[str]()
@@ -46,13 +46,20 @@ def publish(
         for table in _write_sorted(current, "item_id", KEYWORDS, out / "items"):
             _measure(table, totals)
     if failure_files := parquet_files(staging / FAILURE_PARTS):
-        for table in _write_sorted(Items(out, failure_files).read(), "id", FAILURES, out / "failures"):
+        answered = ray.put(Items(out, keyword_files).index())
+        failed = map_tables(Items(out, failure_files).read(), _drop_answered, answered)
+        for table in _write_sorted(failed, "id", FAILURES, out / "failures"):
             totals["failed"] += table.num_rows
     return {"out": totals["out"], "failed": totals["failed"]}, _metrics(totals)
 
 
 def _keep(batch: pa.Table, catalogue: ray.ObjectRef) -> pa.Table:
     return batch.filter(pa.array(contains(ray.get(catalogue), keys(batch))))
+
+
+def _drop_answered(failures: pa.Table, answered: ray.ObjectRef) -> pa.Table:
+    named = failures.rename_columns(["item_id" if name == "id" else name for name in failures.column_names])
+    return failures.filter(pa.array(~contains(ray.get(answered), keys(named))))
 
 
 def _write_sorted(rows: ray.data.Dataset, key: str, schema: pa.Schema, folder: Folder) -> Iterator[pa.Table]:

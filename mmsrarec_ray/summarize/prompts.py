@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 
 _ASKS = {
     (True, True): "List keywords of this item: first what the picture shows, then what the text says.\n"

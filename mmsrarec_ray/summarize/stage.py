@@ -20,6 +20,7 @@ from mmsrarec_ray.summarize.reuse import Items, contains
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 
 STAGING = "staging"
+_FORCED = "forced"
 
 
 class Summarize(Stage):
@@ -65,8 +66,11 @@ class Summarize(Stage):
         items = Items(dataset, finish.parquet_files(dataset / "items"))
         recipe = self._recipe(inputs.get("summarizer"))
         staging = out / STAGING
-        earlier = None if self.fresh else self._earlier(recipe)
-        (out if self.fresh else staging / FAILURE_PARTS).clear()
+        if self.fresh:
+            out.clear()
+            staging.write_bytes(_FORCED, b"")  # whoever goes on with it takes nothing over either
+        earlier = None if staging.exists(_FORCED) else self._earlier(recipe)
+        (staging / FAILURE_PARTS).clear()
         known = Items(out, _known_files(earlier, staging)).index()
         catalogue = items.index()
         total, pending = len(catalogue), int((~contains(known, catalogue)).sum())

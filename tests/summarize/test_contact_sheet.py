@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from mmsrarec_ray.config import load
 from mmsrarec_ray.data.parts import to_parquet, write_part
@@ -42,6 +43,11 @@ def test_long_texts_stay_in_their_card() -> None:
     assert sheet.size == draw([CARD | {"text": ""}] * 5).size
     right_edge = sheet.crop((sheet.width - 3, 0, sheet.width, sheet.height))
     assert right_edge.getcolors() == [(right_edge.width * right_edge.height, (255, 255, 255))]
+
+
+@pytest.mark.parametrize("name", ["title", "text"])
+def test_a_word_without_end_is_cut(name: str) -> None:
+    assert draw([CARD | {name: "x" * 2_000_000}]).size == draw([CARD]).size
 
 
 def test_an_empty_sheet() -> None:

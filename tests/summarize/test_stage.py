@@ -23,6 +23,7 @@ from mmsrarec_ray.errors import ArtefactError, ConfigError
 from mmsrarec_ray.job import Stage, execute, plan
 from mmsrarec_ray.metrics import Metrics
 from mmsrarec_ray.store import Artefact, Manifest, Run
+from mmsrarec_ray.summarize import stage as stage_module
 from mmsrarec_ray.summarize.stage import STAGING, Summarize
 from mmsrarec_ray.summarize.tuning.stage import TuneSummarizer
 from tests.prometheus import seen_panels, server, unfilled
@@ -231,6 +232,20 @@ def test_forced_all_is_done_anew(place: Place, first: tuple[Artefact, Manifest])
     again, manifest, _ = place.summarise(force=True)
     assert manifest.counts["reused"] == 0
     assert rows_of(again, "items") == published
+
+
+def test_what_is_forced_and_killed_goes_on_without_what_there_was(
+    place: Place, first: tuple[Artefact, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_module, "summarise", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            place.summarise("summarize.attempt=5", force=True)
+    _, manifest, _ = place.summarise("summarize.attempt=5")
+    assert manifest.counts["reused"] == 0
 
 
 def test_what_decides_the_keywords_decides_the_fingerprint(place: Place) -> None:
