@@ -37,8 +37,8 @@ Source = Literal["similar_users", "cooccurrence", "keywords", "popularity"]
 @dataclass(frozen=True)
 class Wish:
     """What is asked for. history: item ids, the oldest first: all of an anonymous history, or what a user did since
-    the bundle was made; count: candidates to find where none are given; exclude: items that are not found; keywords:
-    only items that have all of these are."""
+    the bundle was made; count: candidates to find where none are given; exclude: items that are left out; keywords: so
+    are those that do not have all of these. Both also hold for candidates that are given."""
 
     user_id: str | None
     history: Sequence[str]
@@ -155,7 +155,8 @@ class Finder:
             numbers, fresh = self._shortlist(case, wish)
         else:
             numbers, unknown = self._given(wish.candidates)
-            fresh = []
+            asked = self._asked_for(wish)
+            numbers, fresh = [number for number in numbers if asked[number]], []
         numbers.sort(key=lambda number: (-case.scores[number], number))
         evidence = self._evidence(case)
         told = zip(numbers, evidence.why(numbers), self._told(case, numbers), strict=True)
@@ -209,13 +210,17 @@ class Finder:
         there = {item: n for item, n in numbers.items() if n is not None and n not in self.catalogue.gone}
         return list(there.values()), [item for item in numbers if item not in there]
 
+    def _asked_for(self, wish: Wish) -> np.ndarray:
+        """Which items are not excluded and have the keywords: bool (all items,)."""
+        excluded = [number for item in wish.exclude if (number := self.catalogue.number(item)) is not None]
+        asked = np.ones(len(self.catalogue), bool)
+        asked[excluded] = False
+        return asked & self.words.holding(wish.keywords) if wish.keywords else asked
+
     def _shortlist(self, case: _Case, wish: Wish) -> tuple[list[int], list[int]]:
         """The best of the pool by retrieval beside the nearest by keywords: numbers of all, and of the latter."""
-        excluded = [number for item in wish.exclude if (number := self.catalogue.number(item)) is not None]
-        allowed = np.ones(len(case.scores), bool)
-        allowed[[*self.catalogue.gone, *case.history, *excluded]] = False
-        if wish.keywords:
-            allowed &= self.words.holding(wish.keywords)
+        allowed = self._asked_for(wish)
+        allowed[[*self.catalogue.gone, *case.history]] = False
         near = np.where(allowed & case.by_words & (case.near > 0), case.near, -np.inf)
         fresh = _best(near, min(self.config.serve.fresh, wish.count))
         allowed[fresh] = False

@@ -77,7 +77,8 @@ class Shadow:
     async def _compared(self, answered: Answered) -> str:
         """What became of it: `compared`, or why it was not."""
         began = time.monotonic()
-        wish = replace(answered.wish, candidates=list(answered.scores))
+        # By its own keywords the shadow could find others unfit than the first did.
+        wish = replace(answered.wish, candidates=list(answered.scores), exclude=(), keywords=())
         try:
             asked = self.lane.retriever.find.remote(wish, answered.position)
             found: Found = await within(asked, self._seconds)

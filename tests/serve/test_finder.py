@@ -204,6 +204,15 @@ def test_candidates_that_are_given_are_ranked_and_nothing_else() -> None:
     assert found.unknown == ["nonsense"]
 
 
+def test_given_candidates_are_left_out_where_they_are_excluded_or_lack_the_keywords() -> None:
+    world, given = finder(), ["i2", "nonsense", "i3", "i4"]
+    excluded = world.find(Wish(None, ["i0"], given, 1, exclude=["i3", "absent"]))
+    assert (set(ids(excluded)), excluded.unknown) == ({"i2", "i4"}, ["nonsense"])
+    blue = world.find(Wish(None, ["i0"], given, 1, keywords=["blue"]))
+    assert (set(ids(blue)), blue.unknown) == ({"i2", "i4"}, ["nonsense"])
+    assert ids(world.find(Wish(None, ["i0"], given, 1, exclude=["i4"], keywords=["blue"]))) == ["i2"]
+
+
 def test_repeats_count_where_the_dataset_holds_them() -> None:
     again = ["i0", "i1", "i0"]
     assert find(finder(), *again).history == ["i0", "i1"]

@@ -86,6 +86,18 @@ def test_a_shadow_that_fails_is_counted_and_never_noticed(serve: Callable[..., N
     serve(scenario, *ALL, "serve.deadline_ms=2000")
 
 
+def test_a_shadow_with_other_keywords_scores_all_that_the_first_bundle_found_by_its_own(
+    serve: Callable[..., None],  # noqa: F811
+) -> None:
+    async def scenario(s: Served) -> None:
+        for number in range(8):
+            s.lanes["shadow"].retriever.replica._finder.words.put(number, "other")
+        assert len((await s.recommend(**WISH, keywords=["mug"]))["items"]) == 2
+        assert await outcomes(s, 1) == {"compared": 1}
+
+    serve(scenario, *ALL)
+
+
 def test_a_busy_shadow_leaves_answers_out(serve: Callable[..., None]) -> None:  # noqa: F811
     async def scenario(s: Served) -> None:
         shadow(s).seconds = 3.0
