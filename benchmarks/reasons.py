@@ -205,8 +205,8 @@ def recommended(method: MmsraRec, cases: Cases, lists: np.ndarray) -> tuple[list
     prompts, reasons = [], []
     for row, item in enumerate(first.tolist()):
         history = told.histories[row].tolist()
-        near = moments.next_items[found[row][found[row] >= 0]]
-        reasons += Evidence(live, retriever.cooccurrence, segments, history, near).why([item])
+        near = found[row][found[row] >= 0]
+        reasons += Evidence(live, retriever.cooccurrence, segments, history, moments, near).why([item])
         before, others = (tuple(live.lines(each)) for each in (history, told.neighbours[row]))
         prompts.append(Prompt(item, before, others, tuple(told.liked[row]), told.evidence[row][0]))
     return prompts, reasons, told

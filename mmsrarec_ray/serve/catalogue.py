@@ -61,7 +61,8 @@ class LiveCatalogue:
         return shown["title"][number].as_py() or "" if "title" in shown.column_names else ""
 
     def keywords(self, number: int) -> tuple[str, ...]:
-        return tuple(words_of(self.lines([number])[0]))
+        """Those of its line; none where that is a title."""
+        return () if self.said == "titles" else tuple(words_of(self.lines([number])[0]))
 
     def halves(self, number: int) -> tuple[str, str]:
         """Of an item that was put since the bundle was made: what its picture shows, and what its text says."""

@@ -105,13 +105,15 @@ class Finder:
         log: Log,
         retriever: Retriever,
         catalogue: Catalogue,
+        told: Catalogue,
         scale: Scale,
         segments: FoldedSegments | None,
     ):
-        """version: of the bundle; catalogue: with titles; scale, segments: levels of evidence, and who likes which
-        keywords, as the ranker learnt them."""
+        """version: of the bundle; catalogue: with titles and all keywords; told: the same with the lines of prompts;
+        scale, segments: levels of evidence, and who likes which keywords, as the ranker learnt them."""
         self.config, self.version = config, version
         self.catalogue = LiveCatalogue(catalogue)
+        self.told = LiveCatalogue(told, config.rank.said)  # numbers are equal: both learn of the same items in order
         self.moments = VisibleMoments(retriever.index)
         self.retriever = replace(retriever, index=self.moments)
         self.people = People(log)
@@ -130,13 +132,15 @@ class Finder:
         dataset, keywords = bundle.folder("dataset"), bundle.folder("keywords")
         retriever = Retriever.load(bundle.folder("retriever"))
         catalogue = Catalogue.read(dataset, keywords, "text")
+        told = replace(catalogue, words=Catalogue.read(dataset, keywords, "keywords", bundle.config.rank.said).words)
         scale = Scale.read(bundle.folder("recommender"))
         segments = read_segments(bundle.config, catalogue.ids, dataset, keywords, bundle.folder("recommender"))
-        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue, scale, segments)
+        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue, told, scale, segments)
 
     def item_changed(self, item: Item) -> None:
         """Learn what the store says of an item."""
         number = self.catalogue.learn(item)
+        self.told.learn(item)
         self.words.put(number, self.catalogue.lines([number])[0])
 
     def user_deleted(self, user_id: str) -> None:
@@ -162,7 +166,7 @@ class Finder:
         told = zip(numbers, evidence.why(numbers), self._told(case, numbers), strict=True)
         ids = self.catalogue.id
         return Found(
-            history=[ids(number) for number in case.history[-self.config.retrieve.history :]],
+            history=[ids(number) for number in self._read(case)],
             neighbours=[ids(number) for number in self._neighbours(case)],
             liked=self._liked(case),
             candidates=[self._candidate(case, n, n in fresh, why, said) for n, why, said in told],
@@ -229,8 +233,8 @@ class Finder:
 
     def _evidence(self, case: _Case) -> Evidence:
         segments = self.signs.segments.whole if self.signs.segments else None
-        together = self.retriever.cooccurrence
-        return Evidence(self.catalogue, together, segments, case.history, self._next_items(case))
+        together, moments = self.retriever.cooccurrence, self.moments.moments
+        return Evidence(self.told, together, segments, self._read(case), moments, self._near(case))
 
     def _told(self, case: _Case, numbers: list[int]) -> list[str]:
         """What the ranker is told of each, as `rank.score` tells it; of items that the counts do not know, that nobody
@@ -254,8 +258,11 @@ class Finder:
 
     def _known(self, case: _Case) -> np.ndarray:
         """What the counts know of the history that the ranker reads: int64 (n,)."""
-        recent = case.history[-self.config.retrieve.history :]
-        return np.array([number for number in recent if number < self.catalogue.known], np.int64)
+        return np.array([number for number in self._read(case) if number < self.catalogue.known], np.int64)
+
+    def _read(self, case: _Case) -> list[int]:
+        """The part of the history that the ranker reads."""
+        return case.history[-self.config.retrieve.history :]
 
     def _liked(self, case: _Case) -> list[str]:
         """What users of the same segments like, as the ranker reads it."""
@@ -276,10 +283,10 @@ class Finder:
                 return "similar_users" if chosen >= together else "cooccurrence"
         return "keywords" if fresh or case.by_words[number] else "popularity"
 
-    def _next_items(self, case: _Case) -> np.ndarray:
-        """What was chosen at the moments that count: int (m,)."""
+    def _near(self, case: _Case) -> np.ndarray:
+        """Rows of the moments that count: int (m,)."""
         rows = case.found.rows[0, : self.config.methods.retrieval.neighbours]
-        return self.moments.moments.next_items[rows[rows >= 0]]
+        return rows[rows >= 0]
 
     def _neighbours(self, case: _Case) -> list[int]:
         """What the most similar users chose next, as the ranker reads it."""

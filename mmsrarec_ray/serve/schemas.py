@@ -69,13 +69,13 @@ class WhyOut(_Body):
     """What speaks for an item."""
 
     keywords: list[str]
-    """Shared with items of the history."""
+    """Shared with items of the history that the ranker reads."""
     liked: list[str]
     """Keywords that users of the same segments like more than all users do; none where the bundle has no segments."""
     similar_users: int
     """Of the users at the most similar moments, so many chose it next."""
     of: int
-    """How many similar moments were looked at."""
+    """How many users these are."""
     history: list[CompanionOut]
     """Items of the history that users chose it after."""
 

@@ -10,13 +10,14 @@ from mmsrarec_ray.methods.base import Dataset
 from mmsrarec_ray.methods.mmsrarec import MmsraRec
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.evidence import Scale
+from mmsrarec_ray.retrieve.index import Moments
 from mmsrarec_ray.retrieve.segments import Facet, Segments
 from mmsrarec_ray.serve.catalogue import LiveCatalogue
 from mmsrarec_ray.serve.finder import Candidate, Finder, Found, Wish
 from mmsrarec_ray.serve.keywords import KeywordIndex
 from mmsrarec_ray.serve.look import Looker
 from mmsrarec_ray.serve.store import Item, Status
-from mmsrarec_ray.serve.why import Companion
+from mmsrarec_ray.serve.why import Companion, Evidence
 from tests.serve.world import HISTORIES, IDS, WORDS, catalogue, finder
 
 
@@ -155,6 +156,36 @@ def test_keywords_that_users_of_the_same_segments_like_are_a_reason() -> None:
     assert of(find(finder(), "i0", "i1"), "i2").why.liked == ()
 
 
+def test_users_are_counted_not_moments() -> None:
+    users, next_items = np.array([0, 0, 0, 1, 2]), np.array([3, 3, 2, 3, 0], np.int32)
+    moments = Moments(users, np.ones(5, np.int32), next_items, np.zeros(5, np.int64))
+    evidence = Evidence(LiveCatalogue(catalogue()), finder().retriever.cooccurrence, None, [0], moments, np.arange(4))
+    assert [(why.similar_users, why.of) for why in evidence.why([3, 2, 0])] == [(2, 2), (1, 2), (0, 2)]
+    # Three users were here, each at two moments that are near.
+    assert of(find(finder("methods.retrieval.neighbours=6"), "i0", "i1"), "i3").why.of == 3
+
+
+def test_an_item_of_the_history_is_named_once() -> None:
+    found = find(finder("data.drop_repeats=false"), "i0", "i1", "i0")
+    assert of(found, "i3").why.history == (Companion("i0", "title i0", 2), Companion("i1", "title i1", 2))
+
+
+def test_only_what_the_ranker_reads_of_a_history_is_a_reason() -> None:
+    best = of(find(finder("retrieve.history=1"), "i0", "i1"), "i3")
+    assert best.why.history == (Companion("i1", "title i1", 2),)
+    cold = of(find(finder("retrieve.history=1", "serve.fresh=2"), "i0", "i4", count=8), "i6")
+    assert cold.why.keywords == ()  # i0 is red too
+
+
+@pytest.mark.parametrize(("said", "shared"), [("text_keywords", ("mug",)), ("image_keywords", ()), ("titles", ())])
+def test_keywords_that_prompts_do_not_tell_are_no_reason(said: str, shared: tuple[str, ...]) -> None:
+    world = finder(f"rank.said={said}")
+    world.item_changed(put("fresh", "red", "mug"))
+    best = of(find(world, "i0", "i1", count=8, keywords=["mug"]), "i3")
+    assert (best.keywords, best.why.keywords) == (("green", "mug"), shared)
+    assert of(find(world, "i0", "i1", count=8), "fresh").why.keywords == (("red", "mug") if shared else ())
+
+
 def test_a_history_of_new_items_alone_is_answered_by_keywords() -> None:
     world = finder("serve.fresh=2")
     world.item_changed(put("fresh", "blue", "hat"))
@@ -189,8 +220,8 @@ def test_a_deleted_user_is_unknown_and_nobodys_neighbour() -> None:
     world = finder()
     world.user_deleted("ann")
     found = find(world, "i0", "i1")
-    assert found.neighbours == ["i3", "i3"]
-    assert of(found, "i3").why.of == 3  # the next nearest moment took the place
+    assert found.neighbours == ["i3", "i3"]  # the next nearest moment took the place
+    assert (of(found, "i3").why.similar_users, of(found, "i3").why.of) == (2, 2)
     gone = world.find(Wish("ann", [], None, 2))
     assert (gone.known_user, gone.history) == (False, [])
     for user in ("ben", "cat", "dan"):

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.log import Log, Queries, Sequences
-from mmsrarec_ray.rank.catalogue import Catalogue
+from mmsrarec_ray.rank.catalogue import Catalogue, Said, line
 from mmsrarec_ray.rank.evidence import Scale
 from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
@@ -17,6 +17,7 @@ from mmsrarec_ray.retrieve.moments import ALL_USERS, last_cuts
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.segments import Segments
 from mmsrarec_ray.serve.finder import Finder
+from mmsrarec_ray.serve.keywords import words_of
 from mmsrarec_ray.settings import Retrieve
 
 # Nobody chose the last two.
@@ -42,10 +43,12 @@ def config(*words: str) -> Config:
     return load(None, [*settings, "methods.retrieval.neighbours=3", "serve.fresh=1", *words])
 
 
-def catalogue() -> Catalogue:
+def catalogue(said: Said = "keywords") -> Catalogue:
+    """All keywords are of texts."""
     titles = [f"title {item}" for item in IDS]
     texts = [f"text {item}" for item in IDS]
-    return Catalogue(pa.array(IDS), pa.array(WORDS), pa.table({"title": titles, "text": texts}))
+    lines = [line(said, title, (), words_of(words)) for title, words in zip(titles, WORDS, strict=True)]
+    return Catalogue(pa.array(IDS), pa.array(lines), pa.table({"title": titles, "text": texts}))
 
 
 def finder(*words: str, version: str = "v1", scale: Scale | None = None, liking: Segments | None = None) -> Finder:
@@ -65,4 +68,6 @@ def finder(*words: str, version: str = "v1", scale: Scale | None = None, liking:
     together = Cooccurrence.of(users, len(IDS), 5)
     segments = FoldedSegments({ALL_USERS: liking}) if liking else None
     retriever = Retriever(encoder, index, together, log.items, False)  # type: ignore[arg-type]
-    return Finder(config(*words), version, log, retriever, catalogue(), scale or Scale({}), segments)
+    settings = config(*words)
+    told = catalogue(settings.rank.said)
+    return Finder(settings, version, log, retriever, catalogue(), told, scale or Scale({}), segments)
