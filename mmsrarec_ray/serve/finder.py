@@ -116,7 +116,7 @@ class Finder:
         self.told = LiveCatalogue(told, config.rank.said)  # numbers are equal: both learn of the same items in order
         self.moments = VisibleMoments(retriever.index)
         self.retriever = replace(retriever, index=self.moments)
-        self.people = People(log)
+        self.people, self.in_core = People(log), log.in_core
         self.pool = pool_of(log, config.evaluate)
         dataset = Dataset(log.n_items, log.train(), log.cases("validation"), self.pool)
         self.counts = dataset.counts
@@ -178,10 +178,12 @@ class Finder:
     def history(self, user_id: str | None, later: Sequence[str]) -> list[int]:
         """Numbers of a user's items, the oldest first: the bundle's, then the later ones. Unknown and deleted items
         are left out, and where the dataset holds no repeats, neither does this."""
-        before = self.people.history(user_id) if user_id is not None else []
-        after = [number for item in later if (number := self.catalogue.number(item)) is not None]
-        numbers = [*before, *after[_told_already(before, after) :]]
-        numbers = [number for number in numbers if number not in self.catalogue.gone]
+        told = self.people.history(user_id) if user_id is not None else []
+        before = [number for number in told if number not in self.catalogue.gone]
+        known = [number for item in later if (number := self.catalogue.number(item)) is not None]
+        after = [number for number in known if number not in self.catalogue.gone]
+        learnable = [number for number in after if number < self.catalogue.known and self.in_core[number]]
+        numbers = [*before[: len(before) - _overlap(before, learnable)], *after]
         if self.config.data.drop_repeats:
             numbers = list(dict.fromkeys(numbers))
         return numbers[-self.config.serve.limits.history :]
@@ -295,9 +297,9 @@ class Finder:
         return [number for number in items if number not in self.catalogue.gone]
 
 
-def _told_already(before: list[int], after: list[int]) -> int:
-    """How many of the later items the bundle's log ends with: the store keeps events that a training has learnt. So
-    who repeats the log's last items first of all is taken to have done nothing new."""
+def _overlap(before: list[int], after: list[int]) -> int:
+    """How many items the bundle's log ends with and the store's begin with: the store keeps events that a training has
+    learnt. So who repeats the log's last items first of all is taken to have done nothing new."""
     most = range(min(len(before), len(after)), 0, -1)
     return next((count for count in most if before[-count:] == after[:count]), 0)
 

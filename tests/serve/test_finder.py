@@ -258,6 +258,18 @@ def test_what_a_training_has_learnt_of_the_store_is_not_counted_twice() -> None:
     assert world.history("ann", []) == [0, 1, 2]
 
 
+def test_what_a_training_could_not_learn_does_not_hide_what_it_has_learnt() -> None:
+    world = finder("data.drop_repeats=false", outside=[6])
+    world.item_changed(put("fresh"))
+    world.item_changed(put("gone"))
+    world.item_changed(put("gone", status="deleted"))
+    fresh = world.catalogue.number("fresh")
+    assert world.history("ann", ["i1", "gone", "i2", "i4"]) == [0, 1, 2, 4]
+    assert world.history("ann", ["i1", "i6", "absent", "i2", "fresh", "i4"]) == [0, 1, 6, 2, fresh, 4]
+    world.item_changed(put("i1", status="deleted"))  # which the log has
+    assert world.history("ann", ["i0", "i1", "i2", "i4"]) == [0, 2, 4]
+
+
 def test_only_the_newest_items_of_a_long_history_count() -> None:
     world = finder("serve.limits.history=2")
     assert world.history("ann", ["i5"]) == [2, 5]

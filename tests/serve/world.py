@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -51,11 +53,18 @@ def catalogue(said: Said = "keywords") -> Catalogue:
     return Catalogue(pa.array(IDS), pa.array(lines), pa.table({"title": titles, "text": texts}))
 
 
-def finder(*words: str, version: str = "v1", scale: Scale | None = None, liking: Segments | None = None) -> Finder:
+def finder(
+    *words: str,
+    version: str = "v1",
+    scale: Scale | None = None,
+    liking: Segments | None = None,
+    outside: Sequence[int] = (),
+) -> Finder:
+    """outside: items that the k-core left out."""
     users = Sequences.of(list(HISTORIES.values()))
     log = Log(
         items=pa.array(IDS),
-        in_core=np.ones(len(IDS), bool),
+        in_core=~np.isin(np.arange(len(IDS)), outside),
         users=pa.array(list(HISTORIES)),
         sequences=users,
         split=np.zeros(len(users.items), np.uint8),
