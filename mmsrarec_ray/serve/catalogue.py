@@ -72,10 +72,13 @@ class LiveCatalogue:
         """Whether an item was put since the bundle was made."""
         return number in self._lines
 
-    def learn(self, item: Item) -> int:
-        """Take over what the store says of an item, as far as the form of candidates needs it; returns its number."""
+    def learn(self, item: Item) -> int | None:
+        """Take over what the store says of an item, as far as the form of candidates needs it; returns its number, None
+        of one that nobody knew and that must not be shown: it is told of again when it may be."""
         number = self.number(item.item_id)
         if number is None:
+            if item.status != "ready":
+                return None
             number = len(self)
             self._ids.append(item.item_id)
             self._numbers[item.item_id] = number

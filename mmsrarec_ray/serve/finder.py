@@ -141,7 +141,8 @@ class Finder:
         """Learn what the store says of an item."""
         number = self.catalogue.learn(item)
         self.told.learn(item)
-        self.words.put(number, self.catalogue.lines([number])[0])
+        if number is not None:
+            self.words.put(number, self.catalogue.lines([number])[0])
 
     def user_deleted(self, user_id: str) -> None:
         """Forget a user of the bundle: history, moments."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -29,20 +30,29 @@ class KeywordIndex:
         count = Counter(word for words in sets for word in words)
         self._rarest = 1 + math.log((1 + len(sets)) / 2)
         self._weight = {word: 1 + math.log((1 + len(sets)) / (1 + times)) for word, times in count.items()}
-        self._length = np.array([self._norm(words) for words in sets])
-        self._later: dict[int, tuple[list[str], float]] = {}  # keywords and length
-        self._count = len(sets)
-        holders: dict[str, list[int]] = {}
+        self._length = array("d", (self._norm(words) for words in sets))
+        holders: defaultdict[str, list[int]] = defaultdict(list)
         for number, words in enumerate(sets):
             for word in words:
-                holders.setdefault(word, []).append(number)
-        self._holders = {word: np.array(numbers) for word, numbers in holders.items()}
+                holders[word].append(number)
+        self._first = {word: np.array(numbers) for word, numbers in holders.items()}
+        # New keywords are in lists that grow; what such an item had at first counts no longer.
+        self._later: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
+        self._words: dict[int, list[str]] = {}
+        self._known, self._replaced = len(sets), array("q")
 
     def put(self, number: int, keywords: str) -> None:
         """New keywords of an item, or of one that follows those there are."""
-        words = words_of(keywords)
-        self._later[number] = words, self._norm(words)
-        self._count = max(self._count, number + 1)
+        if number < self._known and number not in self._words:
+            self._replaced.append(number)
+        for word in self._words.get(number, ()):
+            self._later[word].remove(number)
+        words = self._words[number] = words_of(keywords)
+        for word in words:
+            self._later[word].append(number)
+        if number == len(self._length):
+            self._length.append(0.0)
+        self._length[number] = self._norm(words)
 
     def profile(self, lines: Iterable[tuple[str, float]]) -> dict[str, float]:
         """What a history is about. lines: keywords of its items, each with its share."""
@@ -55,26 +65,25 @@ class KeywordIndex:
     def cosines(self, profile: dict[str, float]) -> np.ndarray:
         """Of every item to a profile: float64 (n_items,), 0 where nothing is shared."""
         length = math.sqrt(sum(weight**2 for weight in profile.values()))
-        cosines = np.zeros(self._count)
-        for word, weight in profile.items():
-            if word in self._holders:
-                cosines[self._holders[word]] += weight * self._idf(word)
-        cosines[: len(self._length)] /= np.maximum(self._length * length, _LEAST)
-        for number, (words, norm) in self._later.items():
-            shared = sum(profile.get(word, 0.0) * self._idf(word) for word in words)
-            cosines[number] = shared / max(norm * length, _LEAST)
-        return cosines
+        shared = self._summed({word: weight * self._idf(word) for word, weight in profile.items()})
+        return shared / np.maximum(np.array(self._length) * length, _LEAST)
 
     def holding(self, words: Iterable[str]) -> np.ndarray:
         """Which items have all of these keywords: bool (n_items,)."""
-        wanted = set(words)
-        count = np.zeros(self._count, np.int64)
-        for word in wanted:
-            if word in self._holders:
-                count[self._holders[word]] += 1
-        for number, (own, _) in self._later.items():
-            count[number] = len(wanted.intersection(own))
-        return count == len(wanted)
+        wanted = dict.fromkeys(words, 1.0)
+        return self._summed(wanted) == len(wanted)
+
+    def _summed(self, weights: Mapping[str, float]) -> np.ndarray:
+        """The weights of the keywords that each item has: float64 (n_items,)."""
+        total = np.zeros(len(self._length))
+        for word, weight in weights.items():
+            if word in self._first:
+                total[self._first[word]] += weight
+        total[np.array(self._replaced)] = 0
+        for word, weight in weights.items():
+            if word in self._later:
+                total[np.array(self._later[word])] += weight
+        return total
 
     def _idf(self, word: str) -> float:
         return self._weight.get(word, self._rarest)

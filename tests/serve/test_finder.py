@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -297,6 +300,37 @@ def test_cosines_of_keywords() -> None:
     assert 0 < rare < common
     assert not index.cosines(index.profile([])).any()
     assert np.isfinite(index.cosines(index.profile([("q", 1.0)]))).all()
+
+
+def test_keywords_that_are_put_later_count_as_those_of_the_beginning() -> None:
+    lines = ["a, b", "c", "", "a", "b, c", "c, a"]
+    whole, grown = KeywordIndex(lines), KeywordIndex(["a, b", "b", "c", "c"])
+    grown._weight, grown._rarest = whole._weight, whole._rarest  # they stay as they were at first
+    for number, line in [(4, "a"), (5, "b, z"), (1, "z"), *enumerate(lines)]:
+        grown.put(number, line)
+    for profile in ({"a": 1.0, "c": 0.5}, {"b": 2.0, "z": 1.0}, {}):
+        assert grown.cosines(profile).tolist() == pytest.approx(whole.cosines(profile).tolist())
+    for words in (["a"], ["a", "b"], ["c"], ["z"], []):
+        assert grown.holding(words).tolist() == whole.holding(words).tolist()
+
+
+def test_a_request_does_not_look_at_each_item_that_was_put() -> None:
+    """Counted in calls of functions."""
+    world, counts = finder(), []
+    for batch in range(3):
+        for number in range(100):
+            world.item_changed(put(f"new-{batch}-{number}", "oak", f"word {number}"))
+            world.item_changed(put(f"never-{batch}-{number}", status="deleted"))
+        calls: Counter[str] = Counter()
+        sys.setprofile(lambda frame, event, argument, calls=calls: calls.update([event]))
+        try:
+            found = find(world, "i0", "i1", keywords=["mug"])
+        finally:
+            sys.setprofile(None)
+        assert ids(found) == ["i3", "i2"]
+        counts.append(calls["call"] + calls["c_call"])
+    assert counts[1] == counts[2]  # whatever a first request fills stays
+    assert len(world.catalogue) == len(WORDS) + 300  # what was deleted before anybody knew it is not kept
 
 
 def test_items_are_found_by_words_new_ones_first() -> None:
