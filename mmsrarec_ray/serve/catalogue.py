@@ -72,10 +72,15 @@ class LiveCatalogue:
         """Whether an item was put since the bundle was made."""
         return number in self._lines
 
-    def learn(self, item: Item) -> int | None:
-        """Take over what the store says of an item, as far as the form of candidates needs it; returns its number, None
-        of one that nobody knew and that must not be shown: it is told of again when it may be."""
+    def learn(self, item: Item, own: bool) -> int | None:
+        """Take over what the store says of an item, as far as the form of candidates needs it. own: the bundle was made
+        from it as it is, and what the bundle says of it stands.
+
+        Returns its number, None where nothing changes: of such an item, unless it was another meanwhile, and of one
+        that nobody knew and that must not be shown. It is told of again when it may be."""
         number = self.number(item.item_id)
+        if own:
+            return self._restored(number)
         if number is None:
             if item.status != "ready":
                 return None
@@ -90,4 +95,13 @@ class LiveCatalogue:
             self.gone.discard(number)
         else:
             self.gone.add(number)
+        return number
+
+    def _restored(self, number: int | None) -> int | None:
+        """The bundle's item is as it was at first; None where it has been so all the time."""
+        if number is None or number not in self._lines:
+            return None
+        for changed in (self._lines, self._halves, self._shown):
+            del changed[number]
+        self.gone.discard(number)
         return number

@@ -13,6 +13,7 @@ from mmsrarec_ray.errors import InputError, UsageError
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.serve.bundle import Bundle
 from mmsrarec_ray.serve.catalogue import LiveCatalogue
+from mmsrarec_ray.serve.contents import Contents
 from mmsrarec_ray.serve.engine import Engine
 from mmsrarec_ray.serve.feed import Feed
 from mmsrarec_ray.serve.finder import Finder, Found, Wish
@@ -29,7 +30,8 @@ class RetrieverReplica:
     def __init__(self, bundle: Bundle, store: str):
         self._finder = Finder.load(bundle)
         self._looker = Looker(self._finder)
-        self._feed = Feed(open_store(store), self._finder.item_changed, self._finder.user_deleted, pictures=False)
+        learn = self._finder.contents, self._finder.item_changed, self._finder.user_deleted
+        self._feed = Feed(open_store(store), *learn, pictures=False)
         self._feed.begin()
 
     async def find(self, wish: Wish, position: int) -> Found:
@@ -66,7 +68,8 @@ class RankerReplica:
         rank = bundle.config.rank
         self._catalogue = LiveCatalogue(Catalogue.read(dataset, keywords, rank.candidate, rank.said), rank.said)
         pictures = "image" in self._catalogue.base.shown.column_names
-        self._feed = Feed(open_store(store), self._learn, lambda user_id: None, pictures)
+        contents = Contents.read(dataset)
+        self._feed = Feed(open_store(store), contents, self._learn, lambda user_id, moment: None, pictures)
         self._feed.begin()
         self._engine = Engine(bundle, self._catalogue)
         await self._engine.score([], [], [], [0], [""])  # the first question compiles what the later ones use
@@ -110,8 +113,8 @@ class RankerReplica:
     async def check_health(self) -> None:
         await self._engine.check_health()
 
-    def _learn(self, item: Item) -> None:
-        self._catalogue.learn(item)
+    def _learn(self, item: Item, own: bool) -> None:
+        self._catalogue.learn(item, own)
 
     def _number(self, item_id: str) -> int:
         number = self._catalogue.number(item_id)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from mmsrarec_ray.serve.contents import Contents
 from mmsrarec_ray.serve.store import Item, Store, page_of_changes
+
+_News = list[tuple[int, Item | str, bool]]
+"""Places, items or ids of users, and of items whether the bundle was made from them."""
 
 
 class Feed:
@@ -13,10 +17,17 @@ class Feed:
     sees it in the next answer, whichever replicas give it."""
 
     def __init__(
-        self, store: Store, on_item: Callable[[Item], None], on_user: Callable[[str], None], pictures: bool = True
+        self,
+        store: Store,
+        contents: Contents,
+        on_item: Callable[[Item, bool], None],
+        on_user: Callable[[str, int], None],
+        pictures: bool = True,
     ):
-        """pictures: whether items need theirs."""
-        self._store, self._on_item, self._on_user, self._pictures = store, on_item, on_user, pictures
+        """contents: of the bundle; on_item: takes an item that changed, and whether the bundle was made from it as it
+        is; on_user: takes who was deleted, and when (ms); pictures: whether items need theirs."""
+        self._store, self._contents, self._pictures = store, contents, pictures
+        self._on_item, self._on_user = on_item, on_user
         self._position = 0
         self._reading: asyncio.Task[None] | None = None
 
@@ -45,15 +56,23 @@ class Feed:
         while news := self._read():
             self._apply(news)
 
-    def _apply(self, news: list[tuple[int, str, Item | str]]) -> None:
-        for place, kind, item in news:
-            if isinstance(item, Item):
-                self._on_item(item)
-            elif kind == "user":
-                self._on_user(item)
+    def _apply(self, news: _News) -> None:
+        for place, value, own in news:
+            if isinstance(value, Item):
+                self._on_item(value, own)
+            else:
+                self._on_user(value, place)
             self._position = place
 
-    def _read(self) -> list[tuple[int, str, Item | str]]:
+    def _read(self) -> _News:
         changes, items = page_of_changes(self._store, self._position, self._pictures)
-        found = [(each, items.get(each.id) if each.kind == "item" else each.id) for each in changes]
-        return [(each.position, each.kind, value) for each, value in found if value is not None]
+        found = [(each.position, items.get(each.id) if each.kind == "item" else each.id) for each in changes]
+        there = ((place, value) for place, value in found if value is not None)
+        return [(place, value, isinstance(value, Item) and self._is_own(value)) for place, value in there]
+
+    def _is_own(self, item: Item) -> bool:
+        """Whether the bundle was made from an item as it is. Its picture is read where it may be."""
+        if item.status != "ready" or item.item_id not in self._contents:
+            return False
+        whole = item if self._pictures else self._store.items([item.item_id]).get(item.item_id)
+        return whole is not None and whole.version == item.version and self._contents.has(whole)

@@ -22,6 +22,7 @@ from mmsrarec_ray.retrieve.index import Neighbours
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.serve.bundle import Bundle
 from mmsrarec_ray.serve.catalogue import LiveCatalogue
+from mmsrarec_ray.serve.contents import Contents
 from mmsrarec_ray.serve.keywords import KeywordIndex
 from mmsrarec_ray.serve.people import People
 from mmsrarec_ray.serve.store import Item
@@ -106,12 +107,14 @@ class Finder:
         retriever: Retriever,
         catalogue: Catalogue,
         told: Catalogue,
+        contents: Contents,
         scale: Scale,
         segments: FoldedSegments | None,
     ):
         """version: of the bundle; catalogue: with titles and all keywords; told: the same with the lines of prompts;
-        scale, segments: levels of evidence, and who likes which keywords, as the ranker learnt them."""
-        self.config, self.version = config, version
+        contents: of its items; scale, segments: levels of evidence, and who likes which keywords, as the ranker learnt
+        them."""
+        self.config, self.version, self.contents = config, version, contents
         self.catalogue = LiveCatalogue(catalogue)
         self.told = LiveCatalogue(told, config.rank.said)  # numbers are equal: both learn of the same items in order
         self.moments = VisibleMoments(retriever.index)
@@ -135,18 +138,19 @@ class Finder:
         told = replace(catalogue, words=Catalogue.read(dataset, keywords, "keywords", bundle.config.rank.said).words)
         scale = Scale.read(bundle.folder("recommender"))
         segments = read_segments(bundle.config, catalogue.ids, dataset, keywords, bundle.folder("recommender"))
-        return cls(bundle.config, bundle.version, read_log(dataset), retriever, catalogue, told, scale, segments)
+        contents, log = Contents.read(dataset), read_log(dataset)
+        return cls(bundle.config, bundle.version, log, retriever, catalogue, told, contents, scale, segments)
 
-    def item_changed(self, item: Item) -> None:
-        """Learn what the store says of an item."""
-        number = self.catalogue.learn(item)
-        self.told.learn(item)
+    def item_changed(self, item: Item, own: bool = False) -> None:
+        """Learn what the store says of an item. own: the bundle was made from it as it is."""
+        number = self.catalogue.learn(item, own)
+        self.told.learn(item, own)
         if number is not None:
             self.words.put(number, self.catalogue.lines([number])[0])
 
-    def user_deleted(self, user_id: str) -> None:
-        """Forget a user of the bundle: history, moments."""
-        number = self.people.forget(user_id)
+    def user_deleted(self, user_id: str, moment: int) -> None:
+        """Forget a user of the bundle: history, moments. moment: when it was deleted, in milliseconds."""
+        number = self.people.forget(user_id, moment)
         if number is not None:
             self.moments.hide(number)
 

@@ -30,11 +30,18 @@ class People:
         number = self.number(user_id)
         return [] if number is None else self._log.sequences[number].tolist()
 
-    def forget(self, user_id: str) -> int | None:
-        """Returns the number the user had."""
+    def forget(self, user_id: str, moment: int) -> int | None:
+        """Returns the number the user had; None where the bundle has nothing that is as old: who was deleted came back,
+        and was learnt anew. moment: of the deletion, in milliseconds, which is later than any position."""
         number = self.number(user_id)
+        if number is not None and self._first(number) > moment:
+            return None
         self._forgotten.add(user_id)
         return number
+
+    def _first(self, number: int) -> int:
+        """When the user did the first thing that the bundle knows of."""
+        return int(self._log.sequences.times[self._log.sequences.starts[number]])
 
     def some(self, start: str, limit: int) -> list[str]:
         """Ids from `start` on, in order."""

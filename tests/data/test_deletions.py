@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmsrarec_ray.data.log import read_log
 from mmsrarec_ray.errors import ConfigError, InputError
 from mmsrarec_ray.serve import export
+from mmsrarec_ray.serve.contents import Contents
+from mmsrarec_ray.serve.people import People
 from mmsrarec_ray.serve.store import Event, open_store
 from tests.data.conftest import CSV, ITEMS_CSV, Prepared, picture, prepare_folder
 from tests.data.test_prepare import assert_counts_add_up
@@ -116,6 +120,7 @@ def test_what_the_service_learnt_and_forgot_goes_into_the_next_training(tmp_path
         export.write("events", store, data / "events" / "2.jsonl")
         assert export.write("items", store, data / "items" / "online.parquet") == "1 items"
         assert export.write("deletions", store, data / "deletions.jsonl") == "3 deletions"
+        [new] = store.items(["new"]).values()
     settings = ["data.format=events", "data.items=items", "data.interactions=events", "data.deletions=deletions.jsonl"]
     columns = '{"title": "title", "text": "text", "image": "image"}'
     done = prepare_folder(str(data), str(tmp_path / "run"), *settings, f"data.item_columns={columns}")
@@ -123,6 +128,14 @@ def test_what_the_service_learnt_and_forgot_goes_into_the_next_training(tmp_path
     assert done.item("new")["image"] == picture(colour="blue")
     assert (done.history("u"), done.history("v")) == (["new"], ["new"])
     assert (done.counts["filtered_deleted"], done.counts["items_deleted"]) == (3, 1)
+    # And a service of what is learnt from it knows that by the same store.
+    people, learnt = People(read_log(done.folder)), Contents.read(done.folder)
+    assert (people.forget("u", place), people.history("u")) == (None, [1])
+    assert [learnt.has(item) for item in (new, replace(new, image=None), replace(new, text="Felt"))] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def _chosen(number: int, user: str, item: str, timestamp: Any = 1_000) -> Event:

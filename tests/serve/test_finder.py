@@ -23,6 +23,8 @@ from mmsrarec_ray.serve.store import Item, Status
 from mmsrarec_ray.serve.why import Companion, Evidence
 from tests.serve.world import HISTORIES, IDS, WORDS, catalogue, finder
 
+NOW = 1_800_000_000_000
+
 
 def put(name: str, *keywords: str, status: Status = "ready", title: str = "new") -> Item:
     return Item(name, 1, status, title, "text", None, (), keywords)
@@ -127,7 +129,7 @@ def test_the_ranker_is_told_of_a_training_user_what_others_chose() -> None:
     assert told(None, "i0", "i1") == "chosen by all users 9"
     assert told("ben") == "chosen by all users 9"
     assert told("ann") == "chosen by all users 0"  # nobody else chose it
-    world.user_deleted("ann")
+    world.user_deleted("ann", NOW)
     assert told("ann") == "chosen by all users 9"  # the bundle's counts still have what nobody is known to have chosen
 
 
@@ -221,15 +223,38 @@ def test_new_content_of_an_item_keeps_what_users_did_with_it() -> None:
 
 def test_a_deleted_user_is_unknown_and_nobodys_neighbour() -> None:
     world = finder()
-    world.user_deleted("ann")
+    world.user_deleted("ann", NOW)
     found = find(world, "i0", "i1")
     assert found.neighbours == ["i3", "i3"]  # the next nearest moment took the place
     assert (of(found, "i3").why.similar_users, of(found, "i3").why.of) == (2, 2)
     gone = world.find(Wish("ann", [], None, 2))
     assert (gone.known_user, gone.history) == (False, [])
     for user in ("ben", "cat", "dan"):
-        world.user_deleted(user)
+        world.user_deleted(user, NOW)
     assert find(world, "i0", "i1").neighbours == []
+
+
+def test_who_came_back_before_the_training_is_known() -> None:
+    world = finder(since=NOW)
+    world.user_deleted("ann", NOW - 1)
+    assert world.find(Wish("ann", [], None, 2)).history == ["i0", "i1", "i2"]
+    assert find(world, "i0", "i1").neighbours == ["i2", "i3"]
+    world.user_deleted("ann", NOW)  # what was done in that moment is left out of a training too
+    assert world.find(Wish("ann", [], None, 2)).history == []
+    assert find(world, "i0", "i1").neighbours == ["i3", "i3"]
+
+
+def test_an_item_that_the_bundle_was_made_from_is_as_the_bundle_has_it() -> None:
+    world = finder()
+    plain = find(world, "i0", "i1", count=8)
+    world.item_changed(put("i3", "purple", title="title i3"), own=True)
+    assert find(world, "i0", "i1", count=8) == plain
+    for other in (put("i3", "purple", title="changed"), put("i3", status="deleted"), put("i3", status="waiting")):
+        world.item_changed(other)
+        assert find(world, "i0", "i1", count=8) != plain
+        world.item_changed(put("i3", "purple", title="title i3"), own=True)
+        assert find(world, "i0", "i1", count=8) == plain
+        assert ids(find(world, "i0", "i1", count=8, keywords=["green"])) == ["i3"]
 
 
 def test_candidates_that_are_given_are_ranked_and_nothing_else() -> None:

@@ -17,17 +17,21 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mmsrarec_ray.addresses import holds_password, shown
 from mmsrarec_ray.config import load
+from mmsrarec_ray.data.check import content_hash
 from mmsrarec_ray.errors import ArtefactError, ConfigError
 from mmsrarec_ray.serve import export
+from mmsrarec_ray.serve.contents import Contents
 from mmsrarec_ray.serve.feed import Feed
 from mmsrarec_ray.serve.sqlite import SqliteStore
-from mmsrarec_ray.serve.store import Change, Event, Store, open_store
+from mmsrarec_ray.serve.store import Change, Event, Item, Store, open_store
 from tests.databases import PASSWORD
+from tests.serve.world import contents
 
 _DATABASES = count()
 
@@ -250,7 +254,10 @@ def test_a_reader_that_was_away_learns_of_all_that_changed(store: Store, address
     learnt: list[tuple[str, str]] = []
     with closing(open_store(address)) as own:
         feed = Feed(
-            own, lambda item: learnt.append((item.item_id, item.status)), lambda user: learnt.append((user, ""))
+            own,
+            contents(),
+            lambda item, own: learnt.append((item.item_id, item.status)),
+            lambda user, moment: learnt.append((user, "")),
         )
         for number in range(250):
             store.put_item(f"i{number}", "x", None, None)
@@ -267,13 +274,53 @@ def test_a_reader_that_was_away_learns_of_all_that_changed(store: Store, address
         assert learnt == [("new", "ready")]
 
 
+def listening(deleted: list[str]) -> tuple[Callable[[Item, bool], None], Callable[[str, int], None]]:
+    """What a feed calls, where users alone are listened to."""
+    return lambda item, own: None, lambda user, moment: deleted.append(user)
+
+
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_reader_is_told_what_its_bundle_was_made_from(store: Store, pictures: bool) -> None:
+    """By title, text and picture, and of what is ready alone."""
+    ids, picture = ["i0", "i1", "i2", "i3"], b"picture"
+    hashes = [content_hash("a mug", None, picture), *(content_hash("a lamp", "of oak", b"") for _ in ids[1:])]
+    learnt: list[tuple[str, str, bool]] = []
+    bundle = Contents(pa.array(ids), pa.array(hashes))
+    feed = Feed(
+        store,
+        bundle,
+        lambda item, own: learnt.append((item.item_id, item.status, own)),
+        lambda user, moment: learnt.append((user, "", abs(moment - time.time() * 1000) < 60_000)),
+        pictures,
+    )
+
+    def put(item_id: str, title: str, text: str | None, image: bytes | None) -> None:
+        made = store.put_item(item_id, title, text, image)
+        store.set_keywords(item_id, made.version, ["red"], [])
+
+    put("i0", " a mug", "", picture)  # text is cleaned before it is learnt from
+    put("i1", "a lamp", "of oak", picture)  # which had none
+    put("i2", "a lamp", "of ash", None)
+    put("new", "a lamp", "of oak", None)
+    store.put_item("i3", "a lamp", "of oak", None)
+    feed.begin()
+    expected = [("i0", "ready", True), *((item, "ready", False) for item in ("i1", "i2", "new"))]
+    assert learnt == [*expected, ("i3", "waiting", False)]
+    learnt.clear()
+    store.delete_item("i0")
+    put("i1", "a lamp", "of oak", None)
+    store.delete_user("u")
+    asyncio.run(feed.catch_up(store.position()))
+    assert learnt == [("i0", "deleted", False), ("i1", "ready", True), ("u", "", True)]
+
+
 def test_a_reader_far_behind_gets_on_although_nobody_waits_for_long(tmp_path: Path) -> None:
     """Each who asks gives up before a page is read: it is applied all the same."""
     learnt: list[str] = []
     with closing(open_store(f"sqlite://{tmp_path}/store.sqlite")) as store:
         for number in range(250):
             store.delete_user(f"u{number:03}")
-        feed, read = Feed(store, lambda item: None, learnt.append, pictures=False), store.changes
+        feed, read = Feed(store, contents(), *listening(learnt), pictures=False), store.changes
 
         def slowly(after: int, limit: int = 1_000) -> list[Change]:
             time.sleep(0.2)
@@ -298,7 +345,7 @@ def test_a_change_that_is_made_while_another_reads_is_seen(tmp_path: Path) -> No
     """The page that is under way was read before it: it is not the last word."""
     learnt: list[str] = []
     with closing(open_store(f"sqlite://{tmp_path}/store.sqlite")) as store:
-        feed, read, made = Feed(store, lambda item: None, learnt.append), store.changes, threading.Event()
+        feed, read, made = Feed(store, contents(), *listening(learnt)), store.changes, threading.Event()
 
         def early(after: int, limit: int = 1_000) -> list[Change]:
             found = read(after, limit)

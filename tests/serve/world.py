@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from mmsrarec_ray.config import Config, load
+from mmsrarec_ray.data.check import content_hash
 from mmsrarec_ray.data.log import Log, Queries, Sequences
 from mmsrarec_ray.rank.catalogue import Catalogue, Said, line
 from mmsrarec_ray.rank.evidence import Scale
@@ -18,6 +20,7 @@ from mmsrarec_ray.retrieve.index import MomentIndex, Moments
 from mmsrarec_ray.retrieve.moments import ALL_USERS, last_cuts
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.segments import Segments
+from mmsrarec_ray.serve.contents import Contents
 from mmsrarec_ray.serve.finder import Finder
 from mmsrarec_ray.serve.keywords import words_of
 from mmsrarec_ray.settings import Retrieve
@@ -53,15 +56,22 @@ def catalogue(said: Said = "keywords") -> Catalogue:
     return Catalogue(pa.array(IDS), pa.array(lines), pa.table({"title": titles, "text": texts}))
 
 
+def contents() -> Contents:
+    """No item has a picture."""
+    return Contents(pa.array(IDS), pa.array([content_hash(f"title {item}", f"text {item}", b"") for item in IDS]))
+
+
 def finder(
     *words: str,
     version: str = "v1",
     scale: Scale | None = None,
     liking: Segments | None = None,
     outside: Sequence[int] = (),
+    since: int | None = None,
 ) -> Finder:
-    """outside: items that the k-core left out."""
+    """outside: items that the k-core left out; since: when users began, None where times are positions."""
     users = Sequences.of(list(HISTORIES.values()))
+    users = replace(users, times=users.times + (since or 0))
     log = Log(
         items=pa.array(IDS),
         in_core=~np.isin(np.arange(len(IDS)), outside),
@@ -79,4 +89,4 @@ def finder(
     retriever = Retriever(encoder, index, together, log.items, False)  # type: ignore[arg-type]
     settings = config(*words)
     told = catalogue(settings.rank.said)
-    return Finder(settings, version, log, retriever, catalogue(), told, scale or Scale({}), segments)
+    return Finder(settings, version, log, retriever, catalogue(), told, contents(), scale or Scale({}), segments)
