@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,11 +18,14 @@ from mmsrarec_ray.serve.contents import Contents
 from mmsrarec_ray.serve.engine import Engine
 from mmsrarec_ray.serve.feed import Feed
 from mmsrarec_ray.serve.finder import Finder, Found, Wish
+from mmsrarec_ray.serve.lanes import reason_of, within
 from mmsrarec_ray.serve.look import ItemView, Looker, UserView
 from mmsrarec_ray.serve.store import Item, StoreUnavailable, open_store
 
 _LOG = logging.getLogger("ray.serve")
 _EVERY_SECONDS = 2.0  # how often the summariser looks for items that were put and not told of
+_ANSWER_SECONDS = 5.0  # in which a ranker that is there says of which bundle it is
+_TURN_SECONDS, _TOLD_TURNS = 1.0, 30  # how often it is asked, and after how many times that is logged
 
 
 class RetrieverReplica:
@@ -57,6 +61,15 @@ class RetrieverReplica:
 
     async def ready(self) -> bool:
         return True
+
+
+class WaitingRetriever(RetrieverReplica):
+    """One that answers no sooner than a ranker of its bundle does, as long as there is one of another: so those of the
+    bundle before go on answering together. An engine takes minutes to load, a retriever seconds."""
+
+    async def __init__(self, bundle: Bundle, store: str, ranker: DeploymentHandle):  # type: ignore[misc]  # Serve awaits
+        super().__init__(bundle, store)
+        await in_step(ranker, bundle.version)
 
 
 class RankerReplica:
@@ -109,6 +122,10 @@ class RankerReplica:
 
     async def ready(self) -> bool:
         return True
+
+    async def bundle(self) -> str:
+        """The version that it scores with."""
+        return self._version
 
     async def check_health(self) -> None:
         await self._engine.check_health()
@@ -175,3 +192,20 @@ class SummariserReplica:
             await asyncio.to_thread(self._store.set_failed, item.item_id, item.version, reason)
             return
         await asyncio.to_thread(self._store.set_keywords, item.item_id, item.version, image, text)
+
+
+async def in_step(ranker: DeploymentHandle, version: str) -> None:
+    """Returns when a ranker of this bundle answers, or when none answers: there is none yet, or none any more, and
+    whoever waited for it would leave users without an answer."""
+    for turn in itertools.count():
+        try:
+            there = await within(ranker.bundle.remote(), _ANSWER_SECONDS)
+        except Exception as error:
+            if reason_of(error, "ranker") != "busy":
+                return
+        else:
+            if there == version:
+                return
+        if turn % _TOLD_TURNS == 0:
+            _LOG.info("waiting for a ranker of bundle %s; until then the bundle before it answers", version)
+        await asyncio.sleep(_TURN_SECONDS)

@@ -16,7 +16,7 @@ from mmsrarec_ray.errors import ConfigError
 from mmsrarec_ray.models.load import engine_environment
 from mmsrarec_ray.serve.app import create_app
 from mmsrarec_ray.serve.bundle import Bundle
-from mmsrarec_ray.serve.deployments import RankerReplica, RetrieverReplica, SummariserReplica
+from mmsrarec_ray.serve.deployments import RankerReplica, SummariserReplica, WaitingRetriever
 from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.lanes import Lane
 from mmsrarec_ray.serve.metrics import Metrics
@@ -91,11 +91,12 @@ def _bound(bundles: dict[str, Bundle], store: str) -> serve.Application:
 def _lane(bundle: Bundle, store: str, prefix: str) -> list[serve.Application]:
     """Retriever and ranker of a bundle. prefix: of their names."""
     config = bundle.config.serve
-    retriever = _deployed(RetrieverReplica, f"{prefix}Retriever", config.retriever, _light(config.retriever))
+    retriever = _deployed(WaitingRetriever, f"{prefix}Retriever", config.retriever, _light(config.retriever))
     sticky = RequestRouterConfig(request_router_class=_STICKY)
     engine = _engine(bundle.config)
     ranker = _deployed(RankerReplica, f"{prefix}Ranker", config.ranker, engine, request_router_config=sticky)
-    return [retriever.bind(bundle, store), ranker.bind(bundle, store)]
+    bound = ranker.bind(bundle, store)
+    return [retriever.bind(bundle, store, bound), bound]
 
 
 def _deployed(replica: type, name: str, scaling: Replicas, actor: dict[str, Any], **more: Any) -> serve.Deployment:
