@@ -75,13 +75,20 @@ ON CONFLICT (event_id) DO NOTHING
 # one would never see it. So places are taken and read under advisory locks, which a transaction holds to its end.
 # Changes are few: their writers go one after the other, and readers need no lock. Events are many: their writers
 # share a lock, and a reader of events waits until none of them is under way.
-# Places of changes rise with the clock. So a standby that takes over without the last changes gives none of theirs
-# again, which whoever has seen them would take for known; and a place tells when somebody was deleted.
+# Places rise with the clock. So a standby that takes over without the last events and changes gives none of their
+# places again, which whoever has seen them would take for known; and that of a change tells when somebody was deleted.
+# Those of events come from a sequence, which each new connection puts on to the clock before its first event: behind a
+# server that has taken over, all connections are new. Writers go on meanwhile, so it must be behind by more than what
+# they can take between the look at it and the step.
 _NEXT = """
 SELECT greatest(coalesce(max(place), 0) + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
 FROM mmsrarec.changes
 """
-_MAKING, _CHANGES, _EVENTS = (7_305_800_000 + number for number in range(3))
+_RISE = """
+WITH clock AS MATERIALIZED (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now)
+SELECT setval('mmsrarec.event_places', now) FROM mmsrarec.event_places, clock WHERE last_value < now - 1000
+"""
+_MAKING, _CHANGES, _EVENTS, _RISING = (7_305_800_000 + number for number in range(4))
 _DOWN = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
 _SESSION = f"""
 SELECT set_config('statement_timeout', '{CALL_SECONDS:.0f}s', false),
@@ -92,7 +99,12 @@ FROM current_setting('synchronous_commit') AS setting
 
 
 class _Connection(psycopg.Connection):
-    """One that does not wait for ever: the limits of the server are of no use where the server is stopped or away."""
+    """One that does not wait for ever: the limits of the server are of no use where the server is stopped or away.
+
+    risen: whether it has put the places of events on to the clock.
+    """
+
+    risen = False
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         try:
@@ -143,7 +155,7 @@ class PostgresStore:
             raise StoreUnavailable(f"the store {self._name} does not answer: {': '.join(reason[:1])}") from error
 
     @contextmanager
-    def _connected(self) -> Iterator[psycopg.Connection]:
+    def _connected(self) -> Iterator[_Connection]:
         with self._answering(), self._pool.connection() as connection:
             yield connection
 
@@ -162,9 +174,11 @@ class PostgresStore:
         columns = [list(column) for column in zip(*(event.row().values() for event in events), strict=True)]
         if not columns:
             return 0
-        with self._connected() as connection, connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (_EVENTS,))
-            return connection.execute(_ADD_EVENTS, columns).rowcount
+        with self._connected() as connection:
+            _rise(connection)
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (_EVENTS,))
+                return connection.execute(_ADD_EVENTS, columns).rowcount
 
     def history(self, user_id: str, limit: int) -> list[tuple[str, int]]:
         newest = self._rows(
@@ -282,6 +296,15 @@ def _open(connection: psycopg.Connection, name: str, make: bool) -> None:
         [version] = connection.execute("SELECT version FROM mmsrarec.about").fetchone() or (None,)
     if version != _VERSION:
         raise ArtefactError(f"{name}: expected a store of version {_VERSION}, got {version}.")
+
+
+def _rise(connection: _Connection) -> None:
+    """Once a connection, one connection after the other; see above."""
+    if not connection.risen:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_RISING,))
+            connection.execute(_RISE)
+        connection.risen = True
 
 
 def _tell(connection: psycopg.Connection, kind: str, which: str) -> int:

@@ -41,25 +41,36 @@ _FORGOTTEN = 1_000  # events that one call of a script takes away: the server do
 #   mmsrarec:waiting             sorted set, version: item_id
 #   mmsrarec:hidden              set of item_ids that are not ready
 #   mmsrarec:changes             sorted set, place: `<kind>:<id>`; so of the changes of the same, the last alone
-# Places of changes rise with the clock. So a replica that takes over without the last changes gives none of theirs
-# again, which whoever has seen them would take for known; and a place tells when somebody was deleted.
+# Places rise with the clock. So a replica that takes over without the last events and changes gives none of their
+# places again, which whoever has seen them would take for known; and that of a change tells when somebody was deleted.
 # A script is one step for all others: what it does is seen, and kept, as a whole or not at all.
-_TELL = """
-local function tell(kind, id)
+_PLACE = """
+local function next_place(key)
     local now = redis.call('TIME')
-    local last = tonumber(redis.call('GET', 'mmsrarec:change_places') or 0)
+    local last = tonumber(redis.call('GET', key) or 0)
     local place = math.max(last + 1, now[1] * 1000 + math.floor(now[2] / 1000))
-    redis.call('SET', 'mmsrarec:change_places', string.format('%.0f', place))
+    redis.call('SET', key, string.format('%.0f', place))
+    return place
+end
+"""
+_TELL = (
+    _PLACE
+    + """
+local function tell(kind, id)
+    local place = next_place('mmsrarec:change_places')
     redis.call('ZADD', 'mmsrarec:changes', place, kind .. ':' .. id)
     return place
 end
 """
-_ADD_EVENTS = """
+)
+_ADD_EVENTS = (
+    _PLACE
+    + """
 local added = 0
 for n = 1, #ARGV, 6 do
     local event_id, kind, user_id, item_id, timestamp, event = unpack(ARGV, n, n + 5)
     if redis.call('HEXISTS', 'mmsrarec:event_ids', event_id) == 0 then
-        local place = redis.call('INCR', 'mmsrarec:event_places')
+        local place = next_place('mmsrarec:event_places')
         redis.call('HSET', 'mmsrarec:event_ids', event_id, place)
         redis.call('XADD', 'mmsrarec:events', string.format('%.0f-0', place), 'event_id', event_id, 'event', event)
         local member = string.format('%016.0f:', place) .. item_id
@@ -69,6 +80,7 @@ for n = 1, #ARGV, 6 do
 end
 return added
 """
+)
 _DELETE_USER = (
     _TELL
     + """
