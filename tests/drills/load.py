@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import get_args
 
 import httpx
 
+from mmsrarec_ray.serve.lanes import Reason
 from mmsrarec_ray.serve.store import Store
 from tests.drills.conftest import until
 
@@ -19,12 +22,14 @@ STEADY = 8  # whole answers in a row after which a part counts as back
 
 @dataclass
 class Load:
-    """What users see. answers: of recommendations, in order: 'ranked', 'degraded', or the status; accepted: events."""
+    """What users see. answers: of recommendations, in order: 'ranked', why one was degraded, or the status; events:
+    what became of each try; sent: ids of the events that were accepted."""
 
     url: str
+    name: str = field(default_factory=lambda: f"drill-{uuid.uuid4().hex}")
     answers: list[str] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
-    accepted: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
     def ask(self) -> None:
@@ -39,15 +44,15 @@ class Load:
                     self.answers.append(type(error).__name__)
                     continue
                 whole = answer.json() if answer.status_code == 200 else {}
-                told = "degraded" if whole.get("degraded") else "ranked"
+                told = whole.get("degraded_reason") or "ranked"
                 self.answers.append(told if whole else str(answer.status_code))
 
     def write(self) -> None:
+        """Whoever is refused, or does not learn what became of an event, sends it again."""
+        number = 0
         with httpx.Client(base_url=self.url, timeout=30) as client:
-            for number in itertools.count():
-                if self.over.wait(0.05):
-                    return
-                event = {"event_id": f"drill-{number}", "user_id": f"d{number % 7}", "item_id": "item-00001"}
+            while not self.over.wait(0.05):
+                event = {"event_id": f"{self.name}-{number}", "user_id": self.user(number), "item_id": "item-00001"}
                 try:
                     answer = client.post("/v1/events", json={"events": [event]})
                 except httpx.HTTPError as error:
@@ -55,7 +60,12 @@ class Load:
                     continue
                 self.events[str(answer.status_code)] += 1
                 if answer.status_code == 200:
-                    self.accepted.append(event["event_id"])
+                    self.sent.append(event["event_id"])
+                    number += 1
+
+    def user(self, number: int) -> str:
+        """Nobody else writes of these."""
+        return f"{self.name}-{number % 7}"
 
     def steady(self) -> bool:
         return len(self.answers) >= STEADY and set(self.answers[-STEADY:]) == {"ranked"}
@@ -79,7 +89,8 @@ def under(url: str) -> Iterator[Load]:
 
 @dataclass
 class Seen:
-    """What came of a load since something was done. answers, events: by kind; failed: answers that were none."""
+    """What came of a load since something was done. answers, events: by kind; lost: events that were accepted and are
+    not there; doubled: what users have in their histories beyond what they did; failed: answers that were none."""
 
     answers: Counter[str]
     events: Counter[str]
@@ -88,14 +99,17 @@ class Seen:
 
     @classmethod
     def of(cls, load: Load, since: int, store: Store) -> Seen:
-        """since: answers that do not count; store: where all accepted events must be, each once."""
-        kept = Counter(event.event_id for _, event in store.events(limit=1_000_000))
-        lost = len(set(load.accepted) - set(kept))
-        return cls(Counter(load.answers[since:]), load.events, lost, sum(kept.values()) - len(kept))
+        """since: answers that do not count; store: where all accepted events must be, each once. The one that was being
+        tried at the end may be there too."""
+        kept = {event.event_id for _, event in store.events(limit=1_000_000)}
+        lost = len(set(load.sent) - kept)
+        ours = {event for event in kept if event.startswith(load.name)}
+        histories = sum(len(store.history(user, len(kept))) for user in map(load.user, range(7)))
+        return cls(Counter(load.answers[since:]), load.events, lost, histories - len(ours))
 
     @property
     def failed(self) -> dict[str, int]:
-        return {name: count for name, count in self.answers.items() if name not in ("ranked", "degraded")}
+        return {name: count for name, count in self.answers.items() if name not in ("ranked", *get_args(Reason))}
 
     def __str__(self) -> str:
         share = 100 * sum(self.failed.values()) / self.answers.total()

@@ -48,6 +48,7 @@ REPLICAS = {
 }
 CROWD = 12
 MOST_USERS = 30
+MIXED = 200  # answers in the two changes of bundles: of two users for some seconds, ten a second at most
 REPORT_MS = "RAY_metrics_report_interval_ms"
 ANSWERED = "ray_serve_deployment_request_counter_total"
 
@@ -226,6 +227,8 @@ def test_another_bundle_goes_live_and_back_without_a_failed_request(deployed: De
     for what, seconds in zip(("another bundle goes live", "and back"), taken, strict=True):
         book.tell("serve, three nodes", f"serve deploy: {what}", seconds, seen.lost, seen.doubled, str(seen))
     assert not seen.failed
+    assert set(seen.events) == {"200"}
+    assert seen.answers["changing"] <= MIXED  # the old bundle answers while the engine of the new one loads
     assert (seen.lost, seen.doubled) == (0, 0)
 
 
