@@ -17,7 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from pydantic import ValidationError
+
 from mmsrarec_ray.serve.schemas import (
+    ErrorOut,
     EventIn,
     EventsAnswer,
     EventsRequest,
@@ -32,8 +35,8 @@ from mmsrarec_ray.serve.schemas import (
 
 
 class ServiceError(Exception):
-    """The service refused. status: of HTTP; code: for programs; retry_after: seconds, where it says when to come
-    again."""
+    """The service refused. status: of HTTP; code: for programs; retry_after: seconds, where it says after how many
+    to come again."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: float | None):
         super().__init__(f"{status} {code}: {message}")
@@ -102,9 +105,20 @@ class Client:
 
 
 def _refused(error: urllib.error.HTTPError) -> ServiceError:
-    content, wait = error.read(), error.headers.get("Retry-After")
+    content = error.read()
+    code, message = _told(content) or ("http_error", content.decode(errors="replace")[:200])
+    return ServiceError(error.code, code, message, _seconds(error.headers.get("Retry-After")))
+
+
+def _told(content: bytes) -> tuple[str, str] | None:
+    """Code and message of a refusal; None where it is not the service's: a proxy between answers as it likes."""
     try:
-        told = json.loads(content)["error"]
-    except (ValueError, KeyError, TypeError):  # not the service: a proxy between
-        told = {"code": "http_error", "message": content.decode(errors="replace")[:200]}
-    return ServiceError(error.code, told["code"], told["message"], float(wait) if wait else None)
+        problem = ErrorOut.model_validate_json(content).error
+    except ValidationError:
+        return None
+    return problem.code, problem.message
+
+
+def _seconds(wait: str | None) -> float | None:
+    """Of a `Retry-After`, which may be a date as well: that is none."""
+    return float(wait) if wait and wait.isdecimal() else None
