@@ -63,7 +63,7 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
 
         return check
 
-    for routes, write in ((_reading(service, pictures), False), (_writing(service), True)):
+    for routes, write in ((_reading(service, pictures), False), (_writing(service, pictures), True)):
         app.include_router(routes, prefix="/v1", dependencies=[Depends(allowed(write))], responses=_ERRORS)
     app.include_router(_operating(service))
     _show_page(app)
@@ -112,7 +112,7 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     async def picture(item_id: ItemId) -> Response:
         check_id(item_id, limits)
         with service.admitted():
-            content = await asyncio.to_thread(pictures.thumbnail, item_id)
+            content = await pictures.thumbnail(item_id, await service.version(item_id))
         if content is None:
             raise not_found("picture of item", item_id)
         return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
@@ -150,15 +150,15 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     return routes
 
 
-def _writing(service: Service) -> APIRouter:
+def _writing(service: Service, pictures: Pictures) -> APIRouter:
     routes, limits, fetcher = APIRouter(), service.settings.limits, Fetcher(service.settings)
 
     async def picture_of(item: schemas.ItemIn) -> bytes | None:
         if item.image_uri:
             content = await fetcher.fetch(item.image_uri)
-            await asyncio.to_thread(check_picture, content, limits)
+            await pictures.in_turn(check_picture, content, limits)
             return content
-        return await asyncio.to_thread(decoded, item.image, limits) if item.image else None
+        return await pictures.in_turn(decoded, item.image, limits) if item.image else None
 
     @routes.post("/events", summary="Tell what users did or were shown")
     async def events(request: schemas.EventsRequest) -> schemas.EventsAnswer:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.data.images import ImageError, ImageLimits, load_image
@@ -13,28 +16,47 @@ from mmsrarec_ray.serve.store import Store
 from mmsrarec_ray.store import Folder
 
 _LONG_SIDE = 192
-_KEPT = 2_000  # thumbnails of the bundle that are kept: about 20 MB
+_KEPT = 2_000  # thumbnails that are kept: about 20 MB
+_THREADS = 2  # decoding is work for a core, and a large picture's pixels take 60 MB: more at a time gain nothing
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Pictures:
-    """Thumbnails of the bundle's items, read from the dataset when they are asked for, and of those in the store."""
+    """Thumbnails of the bundle's items, read from the dataset when they are asked for, and of those in the store. Used
+    by one event loop."""
 
     def __init__(self, config: Config, dataset: Folder, store: Store):
         self._limits = ImageLimits(config.data.max_image_bytes, config.data.max_image_pixels)
         items = dataset / "items"
         self._store, self._rows = store, Rows(items.filesystem, [items.file(name) for name in items.files()])
-        self._of_bundle = lru_cache(maxsize=_KEPT)(self._read)
+        self._threads = ThreadPoolExecutor(_THREADS, "pictures")
+        self._made: dict[tuple[str, int | None], asyncio.Future[bytes | None]] = {}  # the last asked for at the end
 
-    def thumbnail(self, item_id: str) -> bytes | None:
-        """A PNG of at most 192 pixels a side; None of an item without a picture that can be shown."""
+    async def in_turn(self, decode: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+        """What a call returns that decodes a picture: few do so at a time, and nobody else waits for their threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(decode, *arguments, **named))
+
+    async def thumbnail(self, item_id: str, version: int | None) -> bytes | None:
+        """A PNG of at most 192 pixels a side; None of an item without a picture that can be shown. version: of an item
+        of the store, None of one of the bundle. Raises StoreUnavailable."""
+        key = (item_id, version)
+        made = self._made.pop(key, None) or asyncio.ensure_future(self.in_turn(self._make, item_id, version))
+        self._made[key] = made
+        if len(self._made) > _KEPT:
+            del self._made[next(iter(self._made))]
+        try:
+            return await asyncio.shield(made)  # others may wait for it too
+        except Exception:
+            self._made.pop(key, None)  # the next one shall try again
+            raise
+
+    def _make(self, item_id: str, version: int | None) -> bytes | None:
+        if version is None:
+            row = self._rows.find(item_id, ["image", "image_uri"])
+            return self._shrunk(row) if row else None
         item = self._store.items([item_id]).get(item_id)
-        if item is None:
-            return self._of_bundle(item_id)
-        return self._shrunk({"image": item.image, "image_uri": None}) if item.status != "deleted" else None
-
-    def _read(self, item_id: str) -> bytes | None:
-        row = self._rows.find(item_id, ["image", "image_uri"])
-        return self._shrunk(row) if row else None
+        return self._shrunk({"image": item.image, "image_uri": None}) if item else None
 
     def _shrunk(self, row: dict[str, Any]) -> bytes | None:
         try:

@@ -6,7 +6,9 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from starlette.background import BackgroundTasks
@@ -37,6 +39,7 @@ from mmsrarec_ray.settings import Serve
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_STORE_THREADS = 8  # as many as PostgreSQL gives a process connections: further calls would wait for one
 _PROBE_SECONDS = 2.0
 _LAST_SECONDS = 0.25  # at least, for the store's word on what was deleted meanwhile
 _PATIENCE_SECONDS = 10.0  # for what has no deadline of its own
@@ -61,6 +64,9 @@ class Service:
         self.shadow = Shadow(settings, shadow, metrics) if shadow else None
         self._summariser = summariser
         self._in_flight = 0
+        # The event loop's own, five where Ray Serve gives an ingress a part of a CPU, are anybody's: whoever held them
+        # would make the store look dead.
+        self._threads = ThreadPoolExecutor(_STORE_THREADS, "store")
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -87,7 +93,7 @@ class Service:
         began = time.monotonic()
         most, given = self.settings.deadline_ms, request.deadline_ms or self.settings.deadline_ms
         until, deadline = (began + each / 1000 for each in (most, min(given, most)))
-        later, position = await _stored(until - began, self._known, request)
+        later, position = await self._stored(until - began, self._known, request)
         count = max(request.k, self.settings.candidates)
         wish = Wish(request.user_id, later, request.candidates, count, request.exclude, request.keywords)
         asked = time.monotonic()
@@ -113,6 +119,16 @@ class Service:
             took_ms=round(took * 1000, 2),
             items=items,
         )
+
+    async def _stored(self, seconds: float, call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+        """What a call of the store returns. Raises StoreUnavailable, also where it is late: a call that has begun goes
+        on to its end."""
+        asked = partial(call, *arguments, **named)
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, asked)
+        except TimeoutError:
+            raise StoreUnavailable(f"the store does not answer within {seconds:g} s") from None
 
     async def _found(self, lane: Lane, wish: Wish, position: int, until: float) -> tuple[Lane, Found]:
         """What retrieval finds, and who did: where a trial does not in half of the time, main does. Serve takes a trial
@@ -162,7 +178,7 @@ class Service:
         own = scores if scores is not None else [each.score for each in candidates]
         order = sorted(range(len(candidates)), key=lambda place: -own[place])  # ties stay in the order of retrieval
         left = max(_LAST_SECONDS, until - time.monotonic())
-        hidden = await _stored(left, self.store.hidden, [each.item_id for each in candidates])
+        hidden = await self._stored(left, self.store.hidden, [each.item_id for each in candidates])
         kept = [place for place in order if candidates[place].item_id not in hidden][:k]
         return [_recommended(candidates[place], own[place], rank) for rank, place in enumerate(kept, 1)]
 
@@ -170,29 +186,29 @@ class Service:
         """They are on the disk when this returns."""
         now = int(time.time() * 1000)
         rows = [Event(**each.model_dump() | {"timestamp": _time(each, now)}) for each in events]
-        accepted = await _stored(CALL_SECONDS, self.store.add_events, rows)
+        accepted = await self._stored(CALL_SECONDS, self.store.add_events, rows)
         lags = ((now - each.timestamp) / 1000 for each in events if each.timestamp is not None)
         self.metrics.events(accepted, len(rows) - accepted, lags)
         return EventsAnswer(accepted=accepted, repeated=len(rows) - accepted)
 
     async def user(self, user_id: str) -> UserOut:
         """An unknown user has an empty history."""
-        later = await _stored(CALL_SECONDS, self._history, user_id)
-        position = await _stored(CALL_SECONDS, self.store.position)
+        later = await self._stored(CALL_SECONDS, self._history, user_id)
+        position = await self._stored(CALL_SECONDS, self.store.position)
         view = await self._asked(self.main.retriever.user, user_id, later, position)
         history = [HistoryItem(item_id=i.item_id, title=i.title, keywords=list(i.keywords)) for i in view.history]
         return UserOut(user_id=user_id, known_user=view.known, history=history)
 
     async def users(self, start: str, limit: int) -> UsersPage:
-        position = await _stored(CALL_SECONDS, self.store.position)
+        position = await self._stored(CALL_SECONDS, self.store.position)
         return UsersPage(users=await self._asked(self.main.retriever.users, start, limit, position))
 
     async def delete_user(self, user_id: str) -> UserDeleted:
-        return UserDeleted(user_id=user_id, events=await _stored(CALL_SECONDS, self.store.delete_user, user_id))
+        return UserDeleted(user_id=user_id, events=await self._stored(CALL_SECONDS, self.store.delete_user, user_id))
 
     async def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
         """Durable when this returns, and with keywords if they came in time."""
-        await _stored(CALL_SECONDS, self.store.put_item, item_id, title, text, image)
+        await self._stored(CALL_SECONDS, self.store.put_item, item_id, title, text, image)
         try:
             await within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
         except Exception as error:  # it goes on waiting: the summariser finds it by itself
@@ -208,42 +224,40 @@ class Service:
         if stored is not None and stored.status != "deleted":
             return stored_item(stored)
         if stored is None:
-            position = await _stored(CALL_SECONDS, self.store.position)
+            position = await self._stored(CALL_SECONDS, self.store.position)
             view: ItemView | None = await self._asked(self.main.retriever.item, item_id, position)
             if view is not None:
                 return _item(view)
         raise not_found("item", item_id)
 
+    async def version(self, item_id: str) -> int | None:
+        """Of an item that was put here, None of all others. Raises Refused (404) of a deleted one."""
+        stored = await self._stored_item(item_id)
+        if stored is not None and stored.status == "deleted":
+            raise not_found("item", item_id)
+        return stored.version if stored else None
+
     async def _stored_item(self, item_id: str) -> Item | None:
-        """None of one that was never put or deleted here."""
-        return (await _stored(CALL_SECONDS, self.store.items, [item_id])).get(item_id)
+        """Without its picture. None of one that was never put or deleted here."""
+        return (await self._stored(CALL_SECONDS, self.store.items, [item_id], pictures=False)).get(item_id)
 
     async def items(self, query: str, offset: int, limit: int) -> ItemsPage:
-        position = await _stored(CALL_SECONDS, self.store.position)
+        position = await self._stored(CALL_SECONDS, self.store.position)
         views, total = await self._asked(self.main.retriever.items, query, offset, limit, position)
         return ItemsPage(items=[_item(view) for view in views], total=total)
 
     async def delete_item(self, item_id: str) -> None:
-        await _stored(CALL_SECONDS, self.store.delete_item, item_id)
+        await self._stored(CALL_SECONDS, self.store.delete_item, item_id)
 
     async def ready(self) -> dict[str, bool]:
         """Which parts answer. Without the ranker the service still does, degraded."""
         checks: dict[str, Callable[[], Awaitable[Any]]] = {
-            "store": lambda: _stored(_PROBE_SECONDS, self.store.check),
+            "store": lambda: self._stored(_PROBE_SECONDS, self.store.check),
             "retriever": lambda: within(self.main.retriever.ready.remote(), _PROBE_SECONDS),
             "ranker": lambda: within(self.main.ranker.ready.remote(), _PROBE_SECONDS),
         }
         outcomes = await asyncio.gather(*(check() for check in checks.values()), return_exceptions=True)
         return {name: not isinstance(each, BaseException) for name, each in zip(checks, outcomes, strict=True)}
-
-
-async def _stored(seconds: float, call: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
-    """What a call of the store returns. Raises StoreUnavailable, also where it is late; the call goes on to its end."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.to_thread(call, *arguments, **named)
-    except TimeoutError:
-        raise StoreUnavailable(f"the store does not answer within {seconds:g} s") from None
 
 
 def _who(request: RecommendationRequest) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,8 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from PIL import Image
@@ -22,6 +27,8 @@ from ray.exceptions import RayActorError
 
 from mmsrarec_ray.config import load
 from mmsrarec_ray.errors import ConfigError
+from mmsrarec_ray.serve import app as apps
+from mmsrarec_ray.serve import limits, pictures
 from mmsrarec_ray.serve import service as services
 from mmsrarec_ray.serve.app import create_app
 from mmsrarec_ray.serve.deployments import RetrieverReplica, SummariserReplica
@@ -29,7 +36,9 @@ from mmsrarec_ray.serve.finder import Finder
 from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.lanes import Lane, in_share
 from mmsrarec_ray.serve.patience import Patience
+from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.store import Store, open_store
+from mmsrarec_ray.store import Folder
 from tests.programs import free_port
 from tests.serve import world
 from tests.serve.browser import CHROMIUM, browser
@@ -171,6 +180,14 @@ class Served:
         return error
 
 
+def shown_in(folder: Path) -> Folder:
+    """A dataset of which one item has a picture."""
+    table = {"item_id": ["i0", "i1"], "image": [base64.b64decode(png()), None], "image_uri": [None, None]}
+    (folder / "items").mkdir()
+    pq.write_table(pa.table(table), folder / "items" / "part-0.parquet")
+    return Folder.at(str(folder))
+
+
 @asynccontextmanager
 async def served(monkeypatch: pytest.MonkeyPatch, url: str, *words: str) -> AsyncIterator[Served]:
     """An application with these settings on a store."""
@@ -188,10 +205,10 @@ async def served(monkeypatch: pytest.MonkeyPatch, url: str, *words: str) -> Asyn
     await SummariserReplica.__init__(summariser, url, lanes["main"].ranker)
     beside = lanes.get("trial"), lanes.get("shadow")
     service = services.Service(settings, lanes["main"], *beside, store, Handle(summariser), metrics)  # type: ignore[arg-type]
-    pictures: Any = SimpleNamespace(thumbnail=lambda item: base64.b64decode(png()) if item == "i0" else None)
-    app = create_app(service, pictures, Keys(settings))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
-        yield Served(client, lanes, store, metrics, app)
+    with tempfile.TemporaryDirectory() as dataset:
+        app = create_app(service, Pictures(config, shown_in(Path(dataset)), store), Keys(settings))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            yield Served(client, lanes, store, metrics, app)
     summariser._loop.cancel()
 
 
@@ -547,6 +564,40 @@ def test_a_store_that_is_slow_at_the_end_does_not_hold_the_answer(
         assert time.monotonic() - began < 3.5
 
     serve(scenario, "serve.deadline_ms=300")
+
+
+def test_pictures_that_are_decoded_hold_nobody_else_up(
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the threads that Ray Serve gives the event loop of an ingress."""
+    done, decode = threading.Event(), pictures.load_image
+
+    def slowly(*given: Any) -> Any:
+        assert done.wait(60)
+        return decode(*given)
+
+    for module in (limits, pictures):
+        monkeypatch.setattr(module, "load_image", slowly)
+    monkeypatch.setattr(apps, "gathered", lambda: "counted")
+
+    async def scenario(s: Served) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(5))
+        for number in range(9):
+            s.store.put_item(f"x{number}", "Mug", None, base64.b64decode(png()))
+        paths = [f"/v1/items/{item}/picture" for item in ("i0", *(f"x{number}" for number in range(9))) for _ in "123"]
+        asked = [asyncio.create_task(s.client.get(path)) for path in paths]
+        asked += [asyncio.create_task(s.client.put("/v1/items/new", json={"image": png()}))]
+        await asyncio.sleep(0.5)
+        try:
+            await s.recommend(history=["i0"])
+            assert (await s.client.get("/readyz")).json()["parts"]["store"]
+            assert (await s.client.get("/metrics")).text == "counted"
+            assert not any(each.done() for each in asked)
+        finally:
+            done.set()
+        assert {each.status_code for each in await asyncio.gather(*asked)} == {200}
+
+    serve(scenario, "serve.deadline_ms=5000")
 
 
 def test_an_item_waits_for_a_ranker_that_is_down_and_is_read_later(serve: Callable[..., None]) -> None:

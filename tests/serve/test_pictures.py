@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from PIL import Image
 
 from mmsrarec_ray.config import load
+from mmsrarec_ray.serve import pictures as module
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.sqlite import SqliteStore
+from mmsrarec_ray.serve.store import Item, StoreUnavailable
 from tests.data.conftest import Prepared, picture, prepare  # noqa: F401 - a fixture
 
 N = 150
@@ -41,10 +44,18 @@ def pictures(prepare: Callable[..., Prepared], tmp_path: Path) -> tuple[Pictures
     return Pictures(config, done.folder, store), store, names
 
 
+def red(thumbnail: bytes) -> int:
+    return Image.open(io.BytesIO(thumbnail)).getpixel((0, 0))[0]
+
+
+def thumbnail(pictures: Pictures, item: str, version: int | None = None) -> bytes | None:
+    return asyncio.run(pictures.thumbnail(item, version))
+
+
 def test_each_item_has_its_own_picture_and_unknown_ones_none(
     pictures: tuple[Pictures, SqliteStore, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown, store, names = pictures
+    shown, _, names = pictures
     read: list[int] = []
     before = pq.ParquetFile.read_row_group
 
@@ -55,15 +66,54 @@ def test_each_item_has_its_own_picture_and_unknown_ones_none(
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     for name in names:
         number = int(name.split()[1])
-        thumbnail = shown.thumbnail(name)
+        small = thumbnail(shown, name)
         if number % 10 == 0:
-            assert thumbnail is None
+            assert small is None
             continue
-        assert thumbnail is not None
-        assert Image.open(io.BytesIO(thumbnail)).getpixel((0, 0)) == (number % 256, 0, 0)
+        assert small is not None
+        assert red(small) == number % 256
     assert len(read) == 2 * N
     assert max(read) <= 64
-    assert [shown.thumbnail(name) for name in ("", "item", "item 15x", "zzz")] == [None] * 4
+    assert [thumbnail(shown, name) for name in ("", "item", "item 15x", "zzz")] == [None] * 4
     assert len(read) == 2 * N
-    store.delete_item("item 1")
-    assert shown.thumbnail("item 1") is None
+
+
+def test_a_picture_is_decoded_once_for_all_who_ask_and_anew_when_the_item_changes(
+    pictures: tuple[Pictures, SqliteStore, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, store, _ = pictures
+    decoded: list[int] = []
+    before = module.load_image
+    monkeypatch.setattr(module, "load_image", lambda *given: (decoded.append(1), before(*given))[1])
+
+    async def asked(item: Item) -> list[bytes | None]:
+        return await asyncio.gather(*(shown.thumbnail(item.item_id, item.version) for _ in range(5)))
+
+    for turn, colour in enumerate((50, 90), 1):
+        put = store.put_item("item 1", "x", None, picture(colour=f"rgb({colour},0,0)"))
+        for each in asyncio.run(asked(put)):
+            assert each is not None
+            assert red(each) == colour
+        assert len(decoded) == turn
+
+
+def test_no_more_thumbnails_are_kept_than_fit(
+    pictures: tuple[Pictures, SqliteStore, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, _, names = pictures
+    monkeypatch.setattr(module, "_KEPT", 3)
+    for name in (*names[:4], names[1], names[4]):
+        thumbnail(shown, name)
+    assert [name for name, _ in shown._made] == [names[3], names[1], names[4]]
+
+
+def test_a_picture_that_could_not_be_asked_for_is_asked_for_again(
+    pictures: tuple[Pictures, SqliteStore, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, store, _ = pictures
+    put = store.put_item("item 1", "x", None, picture(colour="red"))
+    with monkeypatch.context() as away:
+        away.setattr(store, "path", "/nowhere/store.sqlite")
+        with pytest.raises(StoreUnavailable):
+            thumbnail(shown, "item 1", put.version)
+    assert thumbnail(shown, "item 1", put.version) is not None
