@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mmsrarec_ray.errors import ArtefactError
 from mmsrarec_ray.serve.store import CALL_SECONDS, Change, Event, Item, StoreUnavailable, missing
 
+_LOG = logging.getLogger("ray.serve")
 _VERSION = 2
+_EMPTYING_SECONDS = 0.05  # writers wait for so long at a time, while the log waits for its readers
+_PAUSE_SECONDS = 0.5
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -57,7 +61,7 @@ class SqliteStore:
 
     def __init__(self, path: str, make: bool = True):
         self.path = path
-        self._local = threading.local()
+        self._local, self._log = threading.local(), _Log(path)
         if not make and not Path(path).exists():
             raise missing(f"sqlite://{path}")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +74,7 @@ class SqliteStore:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 made.execute(statement)
             made.execute(f"PRAGMA user_version = {_VERSION}")
+        self._log.empty()  # who deleted a user may have died before it was
 
     def _connection(self) -> sqlite3.Connection:
         """This thread's own."""
@@ -129,7 +134,7 @@ class SqliteStore:
         with self._write() as connection:
             gone = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             _tell(connection, "user", user_id)
-        self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log held what is deleted
+        self._log.empty()  # it holds what is deleted
         return gone
 
     def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
@@ -199,8 +204,57 @@ class SqliteStore:
 
     def close(self) -> None:
         """Those of other threads are closed when these end."""
+        self._log.close()
         self._connection().close()
         del self._local.connection
+
+
+class _Log:
+    """The log of a store. It is emptied in a thread of its own: that has to wait until nobody reads what lies in it,
+    and while it waits, writers do too."""
+
+    def __init__(self, path: str):
+        self._path, self._guard, self._closed = path, threading.Lock(), threading.Event()
+        self._wanted = False
+        self._thread: threading.Thread | None = None
+
+    def empty(self) -> None:
+        """Soon; what is written meanwhile may stay."""
+        with self._guard:
+            self._wanted = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="sqlite-log", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        with self._guard:
+            thread = self._thread
+        if thread:
+            thread.join()
+
+    def _work(self) -> None:
+        with closing(sqlite3.connect(self._path, timeout=_EMPTYING_SECONDS, isolation_level=None)) as connection:
+            while self._next():
+                while not self._emptied(connection):
+                    if self._closed.wait(_PAUSE_SECONDS):
+                        return
+
+    def _next(self) -> bool:
+        """Whether there is something to do."""
+        with self._guard:
+            wanted, self._wanted = self._wanted, False
+            if not wanted:
+                self._thread = None
+            return wanted
+
+    def _emptied(self, connection: sqlite3.Connection) -> bool:
+        try:
+            [(busy, _, _)] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.DatabaseError as error:
+            _LOG.warning("what was deleted from sqlite://%s is still in its log: %s", self._path, error)
+            return False
+        return not busy
 
 
 def _use_log(connection: sqlite3.Connection) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -110,14 +111,60 @@ def test_a_deleted_user_leaves_nothing_but_that_it_was_deleted(store: Store) -> 
     assert store.changes(0) == [Change(store.position(), "user", "u")]
 
 
+def until_forgotten(folder: Path, user: str) -> None:
+    """That a user was deleted is told to replicas: in the table of changes, and its index."""
+    end = time.monotonic() + 60
+    while True:
+        left = b"".join(file.read_bytes() for file in folder.glob("store.sqlite*"))
+        assert b"other" in left
+        if left.count(user.encode()) <= 2:
+            return
+        assert time.monotonic() < end, "it is still there"
+        time.sleep(0.05)
+
+
 def test_what_a_deleted_user_did_is_not_in_the_file_any_more(tmp_path: Path) -> None:
-    store = open_store(f"sqlite://{tmp_path}/online/store.sqlite")
-    store.add_events([event(1, user="somebody-to-forget"), event(2, user="other")])
-    store.delete_user("somebody-to-forget")
-    store.add_events([event(3, user="other")])
-    left = b"".join(file.read_bytes() for file in (tmp_path / "online").glob("store.sqlite*"))
-    assert b"other" in left
-    assert left.count(b"somebody-to-forget") <= 2  # that it was deleted is told to replicas: changes, and its index
+    with closing(open_store(f"sqlite://{tmp_path}/online/store.sqlite")) as store:
+        store.add_events([event(1, user="somebody-to-forget"), event(2, user="other")])
+        store.delete_user("somebody-to-forget")
+        store.add_events([event(3, user="other")])
+        until_forgotten(tmp_path / "online", "somebody-to-forget")
+
+
+def test_a_user_is_deleted_beside_a_reader_and_gone_from_the_files_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with (
+        closing(open_store(f"sqlite://{path}")) as store,
+        closing(sqlite3.connect(path, isolation_level=None)) as reader,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        store.add_events([event(1, user="somebody-to-forget"), event(2, user="other")])
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM events").fetchone() == (2,)
+        assert pool.submit(store.delete_user, "somebody-to-forget").result(8) == 1
+        assert pool.submit(store.add_events, [event(3, user="other")]).result(8) == 1
+        assert b"somebody-to-forget" in path.with_name("store.sqlite-wal").read_bytes()
+        reader.execute("ROLLBACK")
+        until_forgotten(tmp_path, "somebody-to-forget")
+
+
+def test_what_is_left_of_a_deleted_user_goes_although_the_process_died(tmp_path: Path) -> None:
+    address = f"sqlite://{tmp_path}/store.sqlite"
+    script = f"""
+import os, sqlite3
+from mmsrarec_ray.serve.store import Event, open_store
+store = open_store({address!r})
+store.add_events([Event(name, "interaction", name, "i", 1) for name in ("somebody-to-forget", "other")])
+reader = sqlite3.connect({f"{tmp_path}/store.sqlite"!r}, isolation_level=None)
+reader.execute("BEGIN")
+reader.execute("SELECT * FROM events").fetchall()
+store.delete_user("somebody-to-forget")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    assert b"somebody-to-forget" in (tmp_path / "store.sqlite-wal").read_bytes()
+    with closing(open_store(address)):
+        until_forgotten(tmp_path, "somebody-to-forget")
 
 
 def test_an_item_waits_and_is_ready(store: Store) -> None:
