@@ -236,10 +236,11 @@ def _check_across(config: Config) -> None:
             "serve.fetch.hosts: must name the hosts that may be asked, since whoever puts items says which address is "
             "fetched. Got ()."
         )
-    if config.serve.ingress.max_ongoing_requests <= config.serve.max_in_flight:
+    at_most = config.serve.max_in_flight + config.serve.max_waiting
+    if config.serve.ingress.max_ongoing_requests <= at_most:
         problems.append(
-            f"serve.ingress.max_ongoing_requests: must be above serve.max_in_flight ({config.serve.max_in_flight}), so "
-            f"that those who are too many can be told. Got {config.serve.ingress.max_ongoing_requests}."
+            f"serve.ingress.max_ongoing_requests: must be above serve.max_in_flight and serve.max_waiting together, "
+            f"{at_most}, so that those who are too many can be told. Got {config.serve.ingress.max_ongoing_requests}."
         )
     for name in ("ingress", "retriever", "ranker", "summariser"):
         scaled = getattr(config.serve, name)

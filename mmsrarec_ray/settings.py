@@ -805,11 +805,14 @@ class Serve(Settings):
     fresh: Annotated[int, Field(ge=0)] = 4
     """Of these, places for items without any training interaction, found by their keywords."""
     max_in_flight: PositiveInt = 64
-    """Requests in an ingress replica at a time; further ones are told to come again (429)."""
+    """Requests that an ingress replica works on at a time; further ones are told to come again (429)."""
     retry_after_s: PositiveInt = 1
     """When they are told to come again."""
     summary_wait_ms: PositiveInt = 10_000
     """How long the answer to a new item waits for its keywords."""
+    max_waiting: PositiveInt = 32
+    """Answers in an ingress replica that wait for keywords at a time; further new items are answered without, and get
+    theirs later."""
     write_keys_env: str | None = None
     """Environment variable that holds the API keys of writers, with commas; null: anybody who reaches the service may
     write. The keys themselves are never stored."""

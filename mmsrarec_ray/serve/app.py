@@ -175,7 +175,8 @@ def _writing(service: Service, pictures: Pictures) -> APIRouter:
         check_item(item, limits)
         with service.admitted():
             content = await picture_of(item)
-            stored = await service.put_item(item_id, item.title, item.text, content)
+            await service.put_item(item_id, item.title, item.text, content)
+        stored = await service.summarised(item_id)  # which is no work of this replica's
         response.status_code = 202 if stored.status == "waiting" else 200
         return stored_item(stored)
 

@@ -63,7 +63,7 @@ class Service:
         self.settings, self.main, self.trial, self.store, self.metrics = settings, main, trial, store, metrics
         self.shadow = Shadow(settings, shadow, metrics) if shadow else None
         self._summariser = summariser
-        self._in_flight = 0
+        self._in_flight = self._waiting = 0
         # The event loop's own, five where Ray Serve gives an ingress a part of a CPU, are anybody's: whoever held them
         # would make the store look dead.
         self._threads = ThreadPoolExecutor(_STORE_THREADS, "store")
@@ -206,13 +206,20 @@ class Service:
     async def delete_user(self, user_id: str) -> UserDeleted:
         return UserDeleted(user_id=user_id, events=await self._stored(CALL_SECONDS, self.store.delete_user, user_id))
 
-    async def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> Item:
-        """Durable when this returns, and with keywords if they came in time."""
+    async def put_item(self, item_id: str, title: str | None, text: str | None, image: bytes | None) -> None:
+        """Durable when this returns."""
         await self._stored(CALL_SECONDS, self.store.put_item, item_id, title, text, image)
-        try:
-            await within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
-        except Exception as error:  # it goes on waiting: the summariser finds it by itself
-            reason_of(error, "summariser")
+
+    async def summarised(self, item_id: str) -> Item:
+        """An item that was put: with keywords if they come in time, and fewer wait for theirs than may."""
+        if self._waiting < self.settings.max_waiting:
+            self._waiting += 1
+            try:
+                await within(self._summariser.summarise.remote(item_id), self.settings.summary_wait_ms / 1000)
+            except Exception as error:  # it goes on waiting: the summariser finds it by itself
+                reason_of(error, "summariser")
+            finally:
+                self._waiting -= 1
         item = await self._stored_item(item_id)
         assert item is not None
         self.metrics.item(item.status)

@@ -719,6 +719,31 @@ def test_too_many_requests_are_told_to_come_again(serve: Callable[..., None]) ->
     serve(scenario, "serve.max_in_flight=2", "serve.retry_after_s=2")
 
 
+def test_new_items_that_wait_for_keywords_take_nobodys_place(serve: Callable[..., None]) -> None:
+    async def scenario(s: Served) -> None:
+        go_on = asyncio.Event()
+
+        async def summarise(item: dict[str, Any]) -> tuple[list[str], list[str]]:
+            await go_on.wait()
+            return [], ["mug"]
+
+        s.ranker.summarise = summarise  # type: ignore[method-assign]
+        waiting = []
+        for name in ("a", "b"):
+            waiting.append(asyncio.create_task(s.client.put(f"/v1/items/{name}", json={"title": "Mug"})))
+            while not s.store.items([name]):
+                await asyncio.sleep(0.01)
+        assert (await s.client.put("/v1/items/c", json={"title": "Mug"})).status_code == 202  # it is one too many
+        await s.recommend(history=["i0"])
+        assert not any(each.done() for each in waiting)
+        go_on.set()
+        assert [(await each).json()["keywords"] for each in waiting] == [["mug"]] * 2
+        while (await s.client.get("/v1/items/c")).json()["status"] != "ready":
+            await asyncio.sleep(0.1)
+
+    serve(scenario, "serve.max_in_flight=1", "serve.max_waiting=2", "serve.summary_wait_ms=120000")
+
+
 def test_writers_and_readers_need_their_keys(serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WRITERS", "w1, w2")
     monkeypatch.setenv("READERS", "r1")
@@ -749,7 +774,8 @@ def test_a_lock_without_a_key_stays_shut(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_ingress_takes_more_than_it_works_on() -> None:
     with pytest.raises(ConfigError, match=r"serve\.ingress\.max_ongoing_requests: must be above"):
-        load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=128"])
+        load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=100", "serve.max_waiting=28"])
+    load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=100", "serve.max_waiting=27"])
 
 
 def test_health_readiness_models_and_descriptions(serve: Callable[..., None]) -> None:
