@@ -22,7 +22,7 @@ from mmsrarec_ray.serve import schemas
 from mmsrarec_ray.serve.fetcher import Fetcher
 from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.limits import check_events, check_id, check_item, check_picture, check_recommendation, decoded
-from mmsrarec_ray.serve.metrics import gathered
+from mmsrarec_ray.serve.metrics import Metrics, gathered
 from mmsrarec_ray.serve.middleware import BodyLimit, Headers
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.refusal import Refused
@@ -67,8 +67,9 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
         app.include_router(routes, prefix="/v1", dependencies=[Depends(allowed(write))], responses=_ERRORS)
     app.include_router(_operating(service))
     _show_page(app)
-    _handle_errors(app, service.settings.retry_after_s)
-    app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes)
+    errors = _Errors(service.metrics)
+    _handle_errors(app, errors, service.settings.retry_after_s)
+    app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes, refuse=errors.refused)
     app.add_middleware(Headers, more=_HEADERS)  # the last is the outermost
     return app
 
@@ -90,6 +91,7 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     @routes.post("/recommendations", summary="Recommend")
     async def recommend(request: schemas.RecommendationRequest, after: BackgroundTasks) -> schemas.Recommendations:
         check_recommendation(request, limits)
+        service.metrics.asked()
         with service.admitted():
             return await service.recommend(request, after)
 
@@ -214,45 +216,55 @@ def _operating(service: Service) -> APIRouter:
     return routes
 
 
-def _handle_errors(app: FastAPI, retry_after_s: int) -> None:
-    """Every error has the same form."""
+class _Errors:
+    """Answers of errors: all have the same form, and are counted."""
 
+    def __init__(self, metrics: Metrics):
+        self._metrics = metrics
+
+    def refused(self, error: Refused) -> JSONResponse:
+        return self.answer(error.status, error.code, error.message, headers=error.headers)
+
+    def answer(
+        self, status: int, code: str, message: str, details: Sequence[Any] = (), headers: Any = None
+    ) -> JSONResponse:
+        self._metrics.refused(code)
+        body = schemas.ErrorOut(error=schemas.Problem(code=code, message=message, details=list(details)))
+        return JSONResponse(body.model_dump(), status, headers)
+
+
+def _handle_errors(app: FastAPI, errors: _Errors, retry_after_s: int) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
-        return _error(error.status, error.code, error.message, headers=error.headers)
+        return errors.refused(error)
 
     @app.exception_handler(StoreUnavailable)
     async def unavailable(request: Request, error: StoreUnavailable) -> JSONResponse:
         _LOG.warning("%s", error)  # where the store lies is not for whoever asks
         headers = {"Retry-After": str(retry_after_s)}
-        return _error(503, "store_unavailable", "the store does not answer; send it again.", headers=headers)
+        return errors.answer(503, "store_unavailable", "the store does not answer; send it again.", headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Neither the input nor pydantic's context: a history has no place in an error, nor in whatever logs it.
         details = [{name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()]
         where = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in details)
-        return _error(422, "invalid", where, details)
+        return errors.answer(422, "invalid", where, details)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, "internal", "the service made a mistake; its log has the details.")
+        return errors.answer(500, "internal", "the service made a mistake; its log has the details.")
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # a body that is not even text
-            return _error(422, "invalid", str(error.detail))
+            return errors.answer(422, "invalid", str(error.detail))
         code = _CODES.get(error.status_code, "http_error")
         headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
-        return _error(error.status_code, code, str(error.detail), headers=headers)
+        return errors.answer(error.status_code, code, str(error.detail), headers=headers)
 
 
 def _methods(request: Request) -> str:
     """How the path may be asked. Starlette would name the methods of one route, and a path may have several."""
     there = (route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
     return ", ".join(sorted({method for route in there for method in route.methods}))
-
-
-def _error(status: int, code: str, message: str, details: Sequence[Any] = (), headers: Any = None) -> JSONResponse:
-    body = schemas.ErrorOut(error=schemas.Problem(code=code, message=message, details=list(details)))
-    return JSONResponse(body.model_dump(), status, headers)

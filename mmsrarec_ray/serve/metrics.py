@@ -35,7 +35,8 @@ class Metrics:
         self._seconds = metrics.Histogram("mmsrarec_recommendation_seconds", "Time to an answer.", **seconds)
         self._retrieval = metrics.Histogram("mmsrarec_retrieval_seconds", "Of these, in the retriever.", **seconds)
         self._scored = metrics.Counter("mmsrarec_candidates_scored", "Candidates the ranker scored.", ("bundle",))
-        self._refused = metrics.Counter("mmsrarec_refused", "Requests told to come again.")
+        self._asked = metrics.Counter("mmsrarec_recommendations_asked", "Wishes for recommendations, answered or not.")
+        self._refused = metrics.Counter("mmsrarec_refused", "Requests that were refused or failed, by code.", ("code",))
         self._events = metrics.Counter("mmsrarec_events", "Events by whether they were new.", ("outcome",))
         self._lag = metrics.Histogram(
             "mmsrarec_event_lag_seconds", "From an event's own time to its arrival.", boundaries=list(_LAG_SECONDS)
@@ -60,8 +61,13 @@ class Metrics:
         """The retriever answered."""
         self._retrieval.observe(seconds, {"bundle": bundle})
 
-    def refused(self) -> None:
-        self._refused.inc(1)
+    def asked(self) -> None:
+        """Somebody wants recommendations, and not in a wrong way."""
+        self._asked.inc(1)
+
+    def refused(self, code: str) -> None:
+        """code: of the error that is answered."""
+        self._refused.inc(1, {"code": code})
 
     def events(self, accepted: int, repeated: int, lags: Iterable[float]) -> None:
         """lags: of those that came with a time of their own, seconds since then."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmsrarec_ray.serve.refusal import Refused
 
 
 class Headers:
@@ -29,8 +30,9 @@ class Headers:
 class BodyLimit:
     """ASGI middleware: a body that is too long is refused, whether its length was announced or not."""
 
-    def __init__(self, app: ASGIApp, most: int):
-        self.app, self.most = app, most
+    def __init__(self, app: ASGIApp, most: int, refuse: Callable[[Refused], Response]):
+        """most: bytes; refuse: makes the answer."""
+        self.app, self.most, self.refuse = app, most, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +40,7 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self.most:
-            await _refuse(send, self.most)
+            await self._refused()(scope, receive, send)
             return
         body, more = bytearray(), True
         while more:
@@ -48,9 +50,12 @@ class BodyLimit:
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > self.most:
-                await _refuse(send, self.most)
+                await self._refused()(scope, receive, send)
                 return
         await self.app(scope, _once(bytes(body), receive), send)
+
+    def _refused(self) -> Response:
+        return self.refuse(Refused(413, "body_too_large", f"expected a body of at most {self.most} bytes."))
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
@@ -61,11 +66,3 @@ def _once(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return give
-
-
-async def _refuse(send: Send, most: int) -> None:
-    problem: dict[str, Any] = {"code": "body_too_large", "message": f"expected a body of at most {most} bytes."}
-    content = json.dumps({"error": problem | {"details": []}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

@@ -72,7 +72,6 @@ class Service:
     def admitted(self) -> Iterator[None]:
         """One of the requests that are worked on. Raises Refused (429) where there are too many."""
         if self._in_flight >= self.settings.max_in_flight:
-            self.metrics.refused()
             raise self.busy()
         self._in_flight += 1
         try:
@@ -159,7 +158,6 @@ class Service:
         try:
             return await within(method.remote(*arguments), seconds)
         except BackPressureError:
-            self.metrics.refused()
             raise self.busy() from None
         except StoreUnavailable:  # its own, which could not read on
             raise

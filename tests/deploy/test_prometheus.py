@@ -44,6 +44,10 @@ OTHERS = {
         f"{SERVE}/request_ingress_metrics.py",
         'f"serve_num_{protocol_name}_error_requests"',
     ),
+    "ray_serve_num_http_requests_total": (
+        f"{SERVE}/request_ingress_metrics.py",
+        'f"serve_num_{protocol_name}_requests"',
+    ),
     "ray_vllm_generation_tokens_total": (ENGINE, '"vllm:generation_tokens"'),
     "ray_vllm_kv_cache_usage_perc": (ENGINE, '"vllm:kv_cache_usage_perc"'),
     "ray_vllm_num_requests_running": (ENGINE, '"vllm:num_requests_running"'),

@@ -130,7 +130,8 @@ class Counted:
 
     def __init__(self) -> None:
         self.reasons: list[str | None] = []
-        self.refusals = 0
+        self.wishes = 0
+        self.refusals: Counter[str] = Counter()
         self.lags: list[float] = []
         self.shadowed: Counter[str] = Counter()
         self.compared: list[tuple[float, float]] = []
@@ -138,8 +139,11 @@ class Counted:
     def answered(self, bundle: str, seconds: float, scored: int, reason: str | None) -> None:
         self.reasons.append(reason)
 
-    def refused(self) -> None:
-        self.refusals += 1
+    def asked(self) -> None:
+        self.wishes += 1
+
+    def refused(self, code: str) -> None:
+        self.refusals[code] += 1
 
     def retrieved(self, bundle: str, seconds: float) -> None: ...
 
@@ -384,7 +388,7 @@ def test_users_of_a_trial_that_is_gone_are_answered_by_the_first_bundle(
         s.lanes["trial"].retriever.replica = Dead(seconds)
         answer = await s.recommend(user_id="ann", k=2)
         assert (answer["bundle"], answer["ranked"], len(answer["items"])) == ("v1", True, 2)
-        assert s.metrics.refusals == 0
+        assert not s.metrics.refusals
 
     serve(scenario, "serve.trial.pipeline=x", "serve.trial.share=1", "serve.deadline_ms=4000")
 
@@ -713,7 +717,7 @@ def test_too_many_requests_are_told_to_come_again(serve: Callable[..., None]) ->
         assert len(busy) == 3
         assert {answer.headers["Retry-After"] for answer in busy} == {"2"}
         assert busy[0].json()["error"]["code"] == "busy"
-        assert s.metrics.refusals == 3
+        assert (s.metrics.wishes, s.metrics.refusals) == (5, {"busy": 3})
         await s.recommend(history=["i0"])
 
     serve(scenario, "serve.max_in_flight=2", "serve.retry_after_s=2")
@@ -742,6 +746,28 @@ def test_new_items_that_wait_for_keywords_take_nobodys_place(serve: Callable[...
             await asyncio.sleep(0.1)
 
     serve(scenario, "serve.max_in_flight=1", "serve.max_waiting=2", "serve.summary_wait_ms=120000")
+
+
+def test_every_error_is_counted_by_its_code(serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(s: Served) -> None:
+        wish = {"history": ["i0"]}
+        await s.refused(404, "GET", "/v1/items/nothing")
+        await s.refused(405, "POST", "/healthz")
+        await s.refused(413, "POST", "/v1/events", content=b"x" * 20_001)
+        await s.refused(422, "POST", "/v1/recommendations", json=wish | {"k": 0})
+        s.lanes["main"].retriever.replica = Dead()
+        await s.refused(503, "POST", "/v1/recommendations", json=wish)
+        monkeypatch.setattr(s.store, "path", "/nowhere/store.sqlite")
+        monkeypatch.setattr(s.store, "_local", threading.local())
+        await s.refused(503, "POST", "/v1/recommendations", json=wish)
+        monkeypatch.setattr(s.store, "position", lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):  # it is answered all the same, and the server logs it
+            await s.client.post("/v1/recommendations", json=wish)
+        once = ("not_found", "method_not_allowed", "body_too_large", "invalid", "unavailable", "store_unavailable")
+        assert s.metrics.refusals == dict.fromkeys((*once, "internal"), 1)
+        assert (s.metrics.wishes, s.metrics.reasons) == (3, [])
+
+    serve(scenario, *LIMITS)
 
 
 def test_writers_and_readers_need_their_keys(serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

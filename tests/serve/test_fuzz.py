@@ -59,7 +59,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def described() -> dict[str, Any]:
     """The description; what the routes call is not asked for it."""
     serving = world.config(*LIMITS).serve
-    return create_app(SimpleNamespace(settings=serving), None, Keys(serving)).openapi()  # type: ignore[arg-type]
+    return create_app(SimpleNamespace(settings=serving, metrics=None), None, Keys(serving)).openapi()  # type: ignore[arg-type]
 
 
 # Further parameters are nobody's business, and requests have a key, but for those that shall be refused without.
