@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+HostName = Annotated[str, Field(pattern=r"^([a-z0-9_.-]+|\[[0-9a-f:.]+\])$")]
 Network = Annotated[str, AfterValidator(lambda value: str(ip_network(value)))]
 
 
@@ -818,6 +819,9 @@ class Serve(Settings):
     write. The keys themselves are never stored."""
     read_keys_env: str | None = None
     """The same for readers; null: anybody may read."""
+    hosts: tuple[HostName, ...] = ()
+    """Where there are no keys: names, in lower case and without a port, by which the service may be asked beside
+    `localhost`, `127.0.0.1` and `[::1]`."""
     trial: Trial = Trial()
     shadow: Shadow = Shadow()
     fetch: ServeFetch = ServeFetch()

@@ -23,7 +23,7 @@ from mmsrarec_ray.serve.fetcher import Fetcher
 from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.limits import check_events, check_id, check_item, check_picture, check_recommendation, decoded
 from mmsrarec_ray.serve.metrics import Metrics, gathered
-from mmsrarec_ray.serve.middleware import BodyLimit, Headers
+from mmsrarec_ray.serve.middleware import BodyLimit, Headers, Hosts
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.refusal import Refused
 from mmsrarec_ray.serve.service import Service, not_found, stored_item
@@ -34,7 +34,7 @@ PAGE = Path(__file__).parent / "page"
 _BEARER = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.ErrorOut} for status in (401, 404, 413, 422, 429, 503)
+    status: {"model": schemas.ErrorOut} for status in (401, 404, 413, 421, 422, 429, 503)
 }
 _HEADERS = {
     # Nothing but what this service sends is run or shown; base64 pictures are those being dropped.
@@ -70,6 +70,8 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
     errors = _Errors(service.metrics)
     _handle_errors(app, errors, service.settings.retry_after_s)
     app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes, refuse=errors.refused)
+    if not keys.there_are:
+        app.add_middleware(Hosts, hosts=service.settings.hosts, refuse=errors.refused)
     app.add_middleware(Headers, more=_HEADERS)  # the last is the outermost
     return app
 

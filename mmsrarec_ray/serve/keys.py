@@ -23,6 +23,10 @@ class Keys:
         if self._readers and not self._writers:
             raise ConfigError("serve.read_keys_env: whoever may not read could write: set serve.write_keys_env too.")
 
+    @property
+    def there_are(self) -> bool:
+        return bool(self._writers)
+
     def check(self, key: str | None, write: bool) -> None:
         """Writers may read. Raises Refused."""
         allowed = self._writers if write else self._readers and [*self._readers, *(self._writers or ())]

@@ -1,13 +1,17 @@
-"""What stands around the whole application: headers of answers, and a limit on every body."""
+"""What stands around the whole application: headers of answers, whom they are for, and a limit on every body."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmsrarec_ray.serve.refusal import Refused
+
+_HERE = ("localhost", "127.0.0.1", "[::1]")
+_PROBED = ("/healthz", "/readyz", "/metrics")
 
 
 class Headers:
@@ -25,6 +29,30 @@ class Headers:
             await send(message)
 
         await self.app(scope, receive, with_more)
+
+
+class Hosts:
+    """ASGI middleware: whoever takes the service for another host is refused. A page of anywhere may let its own name
+    stand for this machine (DNS rebinding): its scripts would read and write here, in the browser of somebody who may.
+
+    Probes ask by an address that nobody knows before, and learn nothing of anybody."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], refuse: Callable[[Refused], Response]):
+        """hosts: beside those of this machine for itself; refuse: makes the answer."""
+        self.app, self.hosts, self.refuse = app, {*_HERE, *hosts}, refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _PROBED:
+            named = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if re.sub(r":\d*$", "", named).lower() not in self.hosts:
+                await self.refuse(_wrong_host(named))(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _wrong_host(named: str) -> Refused:
+    expected = "expected localhost, or one of serve.hosts, while there are no API keys"
+    return Refused(421, "wrong_host", f"Host: {expected}, got {named!r}.")
 
 
 class BodyLimit:

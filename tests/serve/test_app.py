@@ -211,7 +211,7 @@ async def served(monkeypatch: pytest.MonkeyPatch, url: str, *words: str) -> Asyn
     service = services.Service(settings, lanes["main"], *beside, store, Handle(summariser), metrics)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as dataset:
         app = create_app(service, Pictures(config, shown_in(Path(dataset)), store), Keys(settings))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             yield Served(client, lanes, store, metrics, app)
     summariser._loop.cancel()
 
@@ -787,6 +787,50 @@ def test_writers_and_readers_need_their_keys(serve: Callable[..., None], monkeyp
         assert (await s.client.get("/healthz")).status_code == 200
 
     serve(scenario, "serve.write_keys_env=WRITERS", "serve.read_keys_env=READERS")
+
+
+def test_without_keys_the_service_is_asked_by_its_own_names_alone(
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of evil.example whose name stands for this machine asks with its own."""
+    monkeypatch.setattr(apps, "gathered", lambda: "counted")
+
+    async def scenario(s: Served) -> None:
+        async def status(host: str, path: str = "/v1/models") -> int:
+            return (await s.client.get(path, headers={"Host": host})).status_code
+
+        ours = ("localhost", "LocalHost:8000", "127.0.0.1:80", "[::1]:8000", "[::1]", "shop.example", "shop.example:81")
+        assert {await status(host) for host in ours} == {200}
+        theirs = ("evil.example:80", "localhost.evil.example", "evil.example:x@localhost", "10.0.0.1", "")
+        for host in theirs:
+            for path in ("/", "/page.js", "/v1/models", "/openapi.json"):
+                assert await status(host, path) == 421, (host, path)
+        for probe in ("/healthz", "/readyz", "/metrics"):  # by the address of a pod
+            assert await status("10.0.0.1:8000", probe) == 200
+        event = {"events": [{"event_id": "e", "user_id": "u", "item_id": "i0"}]}
+        foreign = {"Host": "evil.example"}
+        error = await s.refused(421, "POST", "/v1/events", json=event, headers=foreign)
+        assert (error["code"], s.store.events()) == ("wrong_host", [])
+        assert s.metrics.refusals["wrong_host"] == 21
+
+    serve(scenario, 'serve.hosts=["shop.example"]')
+
+
+def test_with_keys_the_service_is_asked_by_any_name(
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WRITERS", "w1")
+
+    async def scenario(s: Served) -> None:
+        assert (await s.client.get("/v1/models", headers={"Host": "shop.example"})).status_code == 200
+
+    serve(scenario, "serve.write_keys_env=WRITERS")
+
+
+@pytest.mark.parametrize("host", ["https://shop.example", "shop.example:80", "Shop.example", "", "*"])
+def test_a_host_is_a_name_and_nothing_else(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"serve\.hosts"):
+        load(None, ["data.format=shop", "run=/r", f'serve.hosts=["{host}"]'])
 
 
 def test_a_lock_without_a_key_stays_shut(monkeypatch: pytest.MonkeyPatch) -> None:
