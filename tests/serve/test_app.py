@@ -37,11 +37,11 @@ from mmsrarec_ray.serve.keys import Keys
 from mmsrarec_ray.serve.lanes import Lane, in_share
 from mmsrarec_ray.serve.patience import Patience
 from mmsrarec_ray.serve.pictures import Pictures
-from mmsrarec_ray.serve.store import Store, open_store
+from mmsrarec_ray.serve.store import Store, StoreUnavailable, open_store
 from mmsrarec_ray.store import Folder
 from tests.programs import free_port
 from tests.serve import world
-from tests.serve.browser import CHROMIUM, browser
+from tests.serve.browser import CHROMIUM, Page, browser
 
 SMALL = ("serve.limits.history=4", "serve.limits.k=12", "serve.limits.candidates=6", "serve.limits.events=3")
 LIMITS = (*SMALL, "serve.limits.id_chars=20", "serve.limits.body_bytes=20000", "serve.limits.picture_bytes=10000")
@@ -885,43 +885,148 @@ def test_the_page_runs_nothing_but_its_own(serve: Callable[..., None]) -> None:
     serve(scenario)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+
+
+async def looked_at(s: Served, folder: Path, look: Callable[[Page, str], None]) -> None:
+    """The page in a browser. folder: an empty one; look: gets a tab and the page's address, in a thread of its own."""
+
+    def open_and_look(address: str) -> None:
+        with browser(folder) as page:
+            look(page, address)
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(s.app, host="127.0.0.1", port=port, log_level="warning"))
+    running = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(open_and_look, f"http://127.0.0.1:{port}/")
+    finally:
+        server.should_exit = True
+        await running
+
+
+@needs_browser
 def test_the_page_shows_everything_once_it_has_a_key(
     serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WRITERS", "w1")
     monkeypatch.setenv("READERS", "r1")
 
-    def look(address: str) -> None:
-        with browser(tmp_path / "browser") as page:
-            page.go(address)
-            page.until("document.getElementById('key-box')?.open")
-            assert page.value("document.images.length") <= 1, "the preview alone"
-            page.value("document.getElementById('key').value = 'r1'")
-            page.value("document.getElementById('key').dispatchEvent(new Event('change'))")
-            page.until("document.querySelectorAll('#catalogue .tile').length > 5")
-            page.until("document.querySelector('#catalogue img')?.naturalWidth > 0")
-            page.until("document.querySelectorAll('#recommended > li').length > 0")
-            assert page.value("document.getElementById('users').children.length") > 0
-            page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
-            inner, outer = (
-                f"document.getElementById('{name}').getBoundingClientRect()" for name in ("drop-text", "drop")
-            )
-            assert page.value(f"{inner}.left > {outer}.left && {inner}.right < {outer}.right")
+    def look(page: Page, address: str) -> None:
+        page.go(address)
+        page.until("document.getElementById('key-box')?.open")
+        assert page.value("document.images.length") <= 1, "the preview alone"
+        page.value("document.getElementById('key').value = 'r1'")
+        page.value("document.getElementById('key').dispatchEvent(new Event('change'))")
+        page.until("document.querySelectorAll('#catalogue .tile').length > 5")
+        page.until("document.querySelector('#catalogue img')?.naturalWidth > 0")
+        page.until("document.querySelectorAll('#recommended > li').length > 0")
+        assert page.value("document.getElementById('users').children.length") > 0
+        page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        inner, outer = (f"document.getElementById('{name}').getBoundingClientRect()" for name in ("drop-text", "drop"))
+        assert page.value(f"{inner}.left > {outer}.left && {inner}.right < {outer}.right")
 
     async def scenario(s: Served) -> None:
-        port = free_port()
-        server = uvicorn.Server(uvicorn.Config(s.app, host="127.0.0.1", port=port, log_level="warning"))
-        running = asyncio.create_task(server.serve())
-        try:
-            while not server.started:
-                await asyncio.sleep(0.05)
-            await asyncio.to_thread(look, f"http://127.0.0.1:{port}/")
-        finally:
-            server.should_exit = True
-            await running
+        await looked_at(s, tmp_path / "browser", look)
 
     serve(scenario, "serve.write_keys_env=WRITERS", "serve.read_keys_env=READERS")
+
+
+@needs_browser
+def test_the_focus_stays_on_the_page_and_nothing_idle_has_it(serve: Callable[..., None], tmp_path: Path) -> None:
+    def look(page: Page, address: str) -> None:
+        def press(button: str) -> None:
+            page.value(f"{button}.focus(); {button}.click()")
+
+        def focus_is(where: str) -> None:
+            page.until("/ms/.test(document.getElementById('status').textContent)")
+            page.until(f"document.activeElement === {where}")
+
+        page.go(f"{address}?user=ann")
+        page.until("document.querySelectorAll('#recommended button').length > 2")
+        page.until("document.querySelectorAll('#history li').length == 3")
+        assert page.value("document.querySelectorAll('#history button').length") == 0
+        for count in (4, 5):
+            press("document.querySelectorAll('#recommended button')[1]")
+            page.until(f"document.querySelectorAll('#history li').length == {count}")
+            focus_is("document.querySelectorAll('#recommended button')[1]")
+        page.value("document.querySelector('input[value=own]').click()")
+        for count in (1, 2, 3):
+            page.value(f"document.querySelectorAll('#catalogue button')[{count}].click()")
+            page.until(f"document.querySelectorAll('#history button').length == {count}")
+        for pressed, left, then in ((0, 2, 0), (1, 1, 0)):
+            press(f"document.querySelectorAll('#history button')[{pressed}]")
+            page.until(f"document.querySelectorAll('#history button').length == {left}")
+            focus_is(f"document.querySelectorAll('#history button')[{then}]")
+        press("document.querySelector('#history button')")
+        page.until("document.querySelectorAll('#history button').length == 0")
+        focus_is("document.getElementById('recommended')")
+        assert [each for each in page.complaints if "/picture" not in each] == []  # most items have none
+
+    async def scenario(s: Served) -> None:
+        await looked_at(s, tmp_path / "browser", look)
+
+    serve(scenario, "serve.deadline_ms=20000")
+
+
+@needs_browser
+def test_the_page_shows_the_last_search_and_says_what_fails(
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    titles = "[...document.querySelectorAll('#catalogue .tile')].map(each => each.textContent.slice(-8)).join()"
+    warned = "document.querySelector('#status.warn')?.textContent ?? ''"
+
+    def search(page: Page, words: str) -> None:
+        page.value(f"document.getElementById('search').value = '{words}'")
+        page.value("document.getElementById('search').dispatchEvent(new Event('input'))")
+
+    def look(page: Page, address: str, store: Store) -> None:
+        page.go(f"{address}?user=ann")
+        page.until("document.querySelectorAll('#catalogue .tile').length > 5")
+        page.until("/ms/.test(document.getElementById('status').textContent)")
+        search(page, "red")
+        assert begun.wait(40)
+        search(page, "blue")
+        page.until(f"{titles} == 'title i2,title i4,title i5'")
+        go_on.set()
+        page.until("performance.getEntriesByType('resource').some(each => each.name.includes('q=red'))")
+        page.value("new Promise(then => setTimeout(then, 500))")
+        assert page.value(titles) == "title i2,title i4,title i5"
+        search(page, "x" * 201)
+        page.until(f"({warned}).includes('at most 200 characters')")
+        search(page, "")
+        page.value("document.getElementById('title').value = 'Mug'")
+        page.value("document.querySelector('#add button').click()")
+        page.until("document.querySelector('#added button') !== null")
+        page.until("/ms/.test(document.getElementById('status').textContent)")
+        with monkeypatch.context() as away:
+            away.setattr(store, "delete_item", refuse)
+            page.value("document.querySelector('#added button').click()")
+            page.until(f"({warned}).includes('the store does not answer')")
+        page.value("document.querySelector('#added button').click()")
+        page.until("document.getElementById('added').textContent == 'Deleted.'")
+        assert page.value("document.activeElement.id") == "recommended"
+
+    def refuse(item_id: str) -> None:
+        raise StoreUnavailable("it is away")
+
+    async def scenario(s: Served) -> None:
+        retriever = s.lanes["main"].retriever.replica
+        answer = retriever.items
+
+        async def items(query: str, *more: Any) -> Any:
+            if query == "red":
+                begun.set()
+                await asyncio.to_thread(go_on.wait, 60)
+            return await answer(query, *more)
+
+        retriever.items = items
+        await looked_at(s, tmp_path / "browser", lambda page, address: look(page, address, s.store))
+
+    serve(scenario, "serve.deadline_ms=20000")
 
 
 def test_items_are_listed_and_found(serve: Callable[..., None]) -> None:

@@ -3,7 +3,7 @@
 
 const at = (id) => document.getElementById(id);
 const PAGE_SIZE = 24;
-const state = { mode: "user", user: null, own: [], offset: 0, turn: 0 };
+const state = { mode: "user", user: null, own: [], offset: 0, turn: 0, search: 0 };
 
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -49,10 +49,22 @@ async function withKey(path, image) {
 
 const name = (item) => item.title || item.item_id;
 
+// Without an action it is nothing to click.
 function tile(item, label, action) {
-  const button = el("button", { class: "tile", type: "button", "aria-label": `${label}: ${name(item)}`, onclick: action });
-  button.append(picture(item.item_id, ""), name(item));
-  return el("li", {}, button);
+  const attributes = { type: "button", "aria-label": `${label}: ${name(item)}`, onclick: action };
+  const body = action ? el("button", attributes) : el("div");
+  body.classList.add("tile");
+  body.append(picture(item.item_id, ""), name(item));
+  return el("li", {}, body);
+}
+
+// The focus would be lost with what has it: the item that follows takes it, and where there is none, the recommendations.
+function replace(list, items) {
+  const place = [...list.children].findIndex((item) => item.contains(document.activeElement));
+  list.replaceChildren(...items);
+  if (place < 0) return;
+  const next = items[Math.min(place, items.length - 1)];
+  (next?.querySelector("button") ?? at("recommended")).focus();
 }
 
 function words(item, shared) {
@@ -100,7 +112,7 @@ async function refresh() {
     if (state.mode === "user" && !state.user) return say("Pick a user.");
     const answer = await call("POST", "/v1/recommendations", wish());
     if (turn !== state.turn) return;
-    at("recommended").replaceChildren(...answer.items.map((item) => recommended(item, answer.ranked)));
+    replace(at("recommended"), answer.items.map((item) => recommended(item, answer.ranked)));
     const how = answer.degraded ? `in the order of retrieval: the ranker is ${answer.degraded_reason}` : "ranked by the model";
     say(`${answer.items.length} items in ${Math.round(answer.took_ms)} ms, ${how}.`, answer.degraded);
     at("live").textContent = `Bundle ${answer.bundle}`;
@@ -120,10 +132,10 @@ async function historyItems() {
 }
 
 function showHistory(items) {
-  const remove = (item) => () => { state.own = state.own.filter((own) => own !== item); refresh(); };
-  const tiles = items.map((item) => tile(item, state.mode === "own" ? "Remove" : "In the history", state.mode === "own" ? remove(item) : () => {}));
-  at("history").replaceChildren(...tiles);
-  at("history-note").textContent = items.length ? `the newest first${state.mode === "own" ? "; click to remove" : ""}` : "empty";
+  const own = state.mode === "own";
+  const remove = (item) => () => { state.own = state.own.filter((each) => each !== item); refresh(); };
+  replace(at("history"), items.map((item) => tile(item, "Remove", own && remove(item))));
+  at("history-note").textContent = items.length ? `the newest first${own ? "; click to remove" : ""}` : "empty";
 }
 
 async function choosing(item) {
@@ -140,13 +152,19 @@ async function choosing(item) {
 }
 
 async function catalogue(more = false) {
-  state.offset = more ? state.offset + PAGE_SIZE : 0;
-  const query = new URLSearchParams({ q: at("search").value, offset: state.offset, limit: PAGE_SIZE });
-  const page = await call("GET", `/v1/items?${query}`);
-  const tiles = page.items.map((item) => tile(item, "Put into the history", () => choosing(item)));
-  if (more) at("catalogue").append(...tiles);
-  else at("catalogue").replaceChildren(...tiles);
-  at("more").hidden = state.offset + PAGE_SIZE >= page.total;
+  const turn = ++state.search, offset = more ? state.offset + PAGE_SIZE : 0;
+  const query = new URLSearchParams({ q: at("search").value, offset, limit: PAGE_SIZE });
+  try {
+    const page = await call("GET", `/v1/items?${query}`);
+    if (turn !== state.search) return;
+    state.offset = offset;
+    const tiles = page.items.map((item) => tile(item, "Put into the history", () => choosing(item)));
+    if (more) at("catalogue").append(...tiles);
+    else replace(at("catalogue"), tiles);
+    at("more").hidden = offset + PAGE_SIZE >= page.total;
+  } catch (error) {
+    if (turn === state.search) say(error.message, true);
+  }
 }
 
 const encoded = (file) => new Promise((resolve, reject) => {
@@ -186,9 +204,14 @@ async function add(event) {
 }
 
 async function removing(id) {
-  await call("DELETE", itemPath(id));
+  try {
+    await call("DELETE", itemPath(id));
+  } catch (error) {
+    return say(error.message, true);
+  }
   state.own = state.own.filter((item) => item.item_id !== id);
   at("added").replaceChildren("Deleted.");
+  at("recommended").focus();
   await catalogue();
   await refresh();
 }
