@@ -81,7 +81,7 @@ def test_a_shadow_that_fails_is_counted_and_never_noticed(serve: Callable[..., N
         assert time.monotonic() - began < 1.5
         assert (again["items"], again["degraded"]) == (first["items"], False)
         assert await outcomes(s, 2) == {"compared": 1, expected.get(broken, "down"): 1}
-        assert (s.metrics.reasons, s.metrics.refusals) == ([None, None], 0)
+        assert (s.metrics.reasons, s.metrics.refusals) == ([None, None], {})
 
     serve(scenario, *ALL, "serve.deadline_ms=2000")
 
