@@ -8,11 +8,12 @@ from mmsrarec_ray.addresses import without_secrets
 class UsageError(Exception):
     """The user can mend this: a setting, a path or the data. Jobs print the message alone and exit with 2.
 
-    Passwords in addresses that the message quotes are left out of it.
+    Passwords in addresses that the message quotes are left out of it. What it quotes of files may not be Unicode: it is
+    written with escapes, because a message that cannot be encoded ends the worker of Ray that should send it.
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(without_secrets(message))
+        super().__init__(without_secrets(message.encode("utf-8", "backslashreplace").decode()))
 
 
 class ConfigError(UsageError):

@@ -108,9 +108,18 @@ def _read_csv(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Blo
         header = next(reader, [])
     except csv.Error as error:
         raise InputError(f"{where}: line 1: expected a CSV header: {error}.") from None
+    _check_header(header, where)
     if missing := _missing(where, source.columns, header):
         raise missing
     yield from _csv_blocks(reader, header, source.columns, where)
+
+
+def _check_header(header: list[str], where: str) -> None:
+    """Raises InputError for the first name that is not UTF-8."""
+    for place, name in enumerate(header, 1):
+        if _is_broken(name):
+            got = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise InputError(f"{where}: line 1: column {place}: expected a name in UTF-8, got {got}.")
 
 
 def _csv_blocks(reader: Any, header: list[str], columns: tuple[str, ...], where: str) -> Iterator[Block]:
@@ -150,9 +159,14 @@ def _text_problem(row: list[str], fields: int) -> str | None:
     if len(row) != fields:
         return f"{MALFORMED}: expected {fields} fields, got {len(row)}"
     for position, value in enumerate(row):
-        if not value.isprintable() and any("\udc80" <= char <= "\udcff" for char in value):
+        if _is_broken(value):
             return f"{BROKEN_ENCODING}: field {position + 1}: expected UTF-8"
     return None
+
+
+def _is_broken(value: str) -> bool:
+    """Whether bytes of it were not UTF-8."""
+    return not value.isprintable() and any("\udc80" <= char <= "\udcff" for char in value)
 
 
 def _string_table(columns: tuple[str, ...], rows: list[list[str | None]]) -> pa.Table:
@@ -167,6 +181,8 @@ def _read_separated(stream: pa.NativeFile, source: Source, where: str) -> Iterat
     for numbers, table, problems in _read_lines(stream, source, where):
         lines = table["line"].to_pylist()
         if not header:
+            if problems[0]:
+                raise InputError(f"{where}: line {numbers[0]}: expected a header in UTF-8. {problems[0]}.")
             header = (lines.pop(0) or "").removeprefix("\ufeff").split(layout.between)
             numbers, problems = numbers[1:], problems[1:]
         if missing := _missing(where, source.columns, header):

@@ -363,6 +363,31 @@ def test_a_missing_column_is_refused(prepare: Callable[..., Prepared], tmp_path:
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "log.csv",
+            "user_id,item_id,prénom\nu,a,x\n".encode("cp1252"),
+            r"column 3: expected a name in UTF-8, got pr\\xe9",
+        ),
+        (
+            "log.jsonl",
+            b'{"user_id": "u", "item_id": "a", "\\ud83d": 1}\n',
+            r"timestamp\. Got user_id, item_id, \\ud83d\.",
+        ),
+    ],
+)
+def test_names_that_are_not_unicode_are_told_by_the_worker_that_reads_them(
+    prepare: Callable[..., Prepared], name: str, content: bytes, says: str
+) -> None:
+    with pytest.raises(Exception, match=says) as caught:
+        prepare({"items.csv": ITEMS_CSV, name: content}, *CSV, f"data.interactions={name}")
+    error = job._usage_behind(caught.value)
+    assert error is not None
+    assert name in str(error)
+
+
 def test_everything_works_on_an_object_store(ray_session: str, s3: tuple[str, str]) -> None:
     from mmsrarec_ray.store import Folder
 
