@@ -8,6 +8,7 @@ JSON lines. A text file may be packed with gzip (`.gz`).
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -183,7 +184,7 @@ def _read_separated(stream: pa.NativeFile, source: Source, where: str) -> Iterat
         if not header:
             if problems[0]:
                 raise InputError(f"{where}: line {numbers[0]}: expected a header in UTF-8. {problems[0]}.")
-            header = (lines.pop(0) or "").removeprefix("\ufeff").split(layout.between)
+            header = (lines.pop(0) or "").split(layout.between)
             numbers, problems = numbers[1:], problems[1:]
         if missing := _missing(where, source.columns, header):
             raise missing
@@ -204,6 +205,8 @@ def _read_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[B
     values: list[str | None] = []
     problems: list[str | None] = []
     for number, line in enumerate(io.BufferedReader(stream), 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
         value, problem = _decode(line.rstrip(b"\r\n"), or_latin_1)

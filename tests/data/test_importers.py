@@ -328,7 +328,7 @@ def test_movies(prepare: Callable[..., Prepared]) -> None:
 def test_microlens(prepare: Callable[..., Prepared]) -> None:
     files = {
         "titles.csv": 'item,title\n1,"one, first"\n2,two\n3,three\n',
-        "pairs.tsv": "8\t3 1 2\n9\t2  3 \nno tab\n10\t7 1\n\n11\t\n",
+        "pairs.tsv": "\ufeff8\t3 1 2\n9\t2  3 \nno tab\n10\t7 1\n\n11\t\n",
     }
     done = prepare(files, "data.format=microlens")
     assert done.history("8") == ["3", "1", "2"]

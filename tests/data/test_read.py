@@ -29,3 +29,20 @@ def test_a_header_that_is_not_utf_8_is_refused_by_name(tmp_path: Path, name: str
     says = r"log\.inter: line 1: .*in UTF-8.*byte 16" if separated else r"line 1: column 3: .*UTF-8, got pr\\xe9nom"
     with pytest.raises(InputError, match=says):
         blocks(file, "user", separated=separated)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "separated"),
+    [
+        ("items.jsonl", '{"item_id": "a"}', None),
+        ("ratings.dat", "a::1", Separated("::", ("item_id", "rating"))),
+    ],
+)
+def test_a_byte_order_mark_costs_no_row(tmp_path: Path, name: str, line: str, separated: Separated | None) -> None:
+    plain, marked = tmp_path / "plain" / name, tmp_path / "marked" / name
+    for file, mark in (plain, ""), (marked, "\ufeff"):
+        file.parent.mkdir()
+        file.write_text(f"{mark}{line}\n{line}\n", encoding="utf-8")
+    (expected,), (got,) = (blocks(file, "item_id", separated=separated) for file in (plain, marked))
+    assert got.drop_columns("source").equals(expected.drop_columns("source"))
+    assert got["problem"].null_count == len(got) == 2
