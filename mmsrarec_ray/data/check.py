@@ -23,6 +23,7 @@ from mmsrarec_ray.data.images import (
 )
 from mmsrarec_ray.data.importers.base import RowError
 from mmsrarec_ray.data.parts import write_part
+from mmsrarec_ray.data.read import ORDER, PLACE, PROBLEM, ROW, SOURCE
 from mmsrarec_ray.data.schemas import FAILURES
 from mmsrarec_ray.fetch import FetchError, FetchRules, fetch_all
 from mmsrarec_ray.store import Folder
@@ -32,9 +33,7 @@ _FETCHED_ROWS = 100  # items whose fetched pictures are held at a time
 # What is known of an item before splits and core are: the rest of its row comes at the end.
 STAGED_ITEMS = pa.schema(
     [
-        ("source", pa.string()),
-        ("row", pa.int64()),
-        ("order", pa.int64()),
+        *(PLACE.field(name) for name in (SOURCE, ROW, ORDER)),
         ("item_id", pa.string()),
         ("title", pa.string()),
         ("text", pa.string()),
@@ -50,7 +49,7 @@ STAGED_INTERACTIONS = pa.schema(
         ("item_id", pa.string()),
         ("timestamp", pa.int64()),
         ("weight", pa.float32()),
-        ("order", pa.int64()),
+        PLACE.field(ORDER),
     ]
 )
 # What a line of our own API has beside that.
@@ -64,11 +63,11 @@ STAGED_EVENTS = pa.schema(
         ("bundle", pa.string()),
     ]
 )
-PLACES = pa.schema([STAGED_ITEMS.field(name) for name in ("source", "row", "order", "item_id")])
+PLACES = pa.schema([STAGED_ITEMS.field(name) for name in (SOURCE, ROW, ORDER, "item_id")])
 
 
 def failures(table: str, ids: Any, rows: pa.Table, problems: Any) -> pa.Table:
-    """Failure rows. ids, problems ('Class: message'): one a row of `rows`, which has `source` and `row`."""
+    """Failure rows. ids, problems ('Class: message'): one a row of `rows`, which has SOURCE and ROW."""
     kinds, messages = [], []
     for problem in problems:
         kind, _, message = problem.partition(": ")
@@ -79,8 +78,8 @@ def failures(table: str, ids: Any, rows: pa.Table, problems: Any) -> pa.Table:
         "stage": [STAGE] * count,
         "table": [table] * count,
         "id": ids,
-        "source": rows["source"],
-        "row": rows["row"],
+        "source": rows[SOURCE],
+        "row": rows[ROW],
         "error": kinds,
         "message": messages,
         "content_hash": pa.nulls(count, pa.string()),
@@ -124,7 +123,7 @@ class Staging:
     def count(self, table: str, rows: pa.Table) -> None:
         """Note that these rows were read."""
         if rows.num_rows:
-            first = {"table": [table], "order": [rows["order"][0].as_py()], "rows": [rows.num_rows]}
+            first = {"table": [table], "order": [rows[ORDER][0].as_py()], "rows": [rows.num_rows]}
             write_part(self.tally, pa.table(first), ["table", "order"])
 
 
@@ -166,10 +165,10 @@ def _check_items(block: pa.Table, rules: ItemRules, staging: Staging) -> pa.Tabl
             _check_picture(row, fetched, rules.limits)
     bad = [number for number, row in enumerate(rows) if row.problem]
     ids = pa.array([rows[number].item["item_id"] for number in bad], pa.string())
-    places = block.select(["source", "row"]).take(pa.array(bad, pa.int64()))
+    places = block.select([SOURCE, ROW]).take(pa.array(bad, pa.int64()))
     write_failures(staging.failures, failures("items", ids, places, [rows[number].problem for number in bad]))
     staged = pa.Table.from_pylist([row.item for row in rows if not row.problem], STAGED_ITEMS)
-    write_part(staging.items, staged, ["order"])
+    write_part(staging.items, staged, [ORDER])
     return staged.select(PLACES.names)
 
 
@@ -182,10 +181,10 @@ class _Row:
 
 
 def _convert(raw: dict[str, Any], convert: Convert) -> _Row:
-    row = _Row({"item_id": None}, raw["problem"])
+    row = _Row({"item_id": None}, raw[PROBLEM])
     if not row.problem:
         try:
-            row.item = convert(raw) | {name: raw[name] for name in ("source", "row", "order")}
+            row.item = convert(raw) | {name: raw[name] for name in (SOURCE, ROW, ORDER)}
         except RowError as error:
             row.problem = str(error)
     return row
@@ -236,7 +235,7 @@ def check_interactions(
     deleted = ray.get(gone).of_interactions(rows)
     staging.count("deleted", rows.filter(deleted))
     rows = rows.filter(pc.invert(deleted))
-    problem = rows["problem"]
+    problem = rows[PROBLEM]
     for name in ("user_id", "item_id"):
         missing = pc.equal(pc.fill_null(rows[name], ""), "")
         problem = _first(problem, missing, f"MissingId: {name}: expected an id, got nothing")
@@ -260,11 +259,11 @@ def _first(problem: Any, wrong: Any, message: Any) -> Any:
 def duplicates(items: pa.Table) -> tuple[pa.Table, np.ndarray]:
     """The rows whose id stands before already, and for each the place in `items` where it first stands.
 
-    items: item_id, source, row, order. The first in input order stays.
+    items: `PLACES`. The first in input order stays.
     """
     table = items.append_column("place", pa.array(np.arange(items.num_rows)))
-    firsts = table.group_by("item_id").aggregate([("order", "min")])
+    firsts = table.group_by("item_id").aggregate([(ORDER, "min")])
     joined = table.join(firsts, "item_id")
-    later = joined.filter(pc.greater(joined["order"], joined["order_min"])).sort_by("order")
-    where = pc.index_in(later["order_min"], value_set=items["order"]).to_numpy()
+    later = joined.filter(pc.greater(joined[ORDER], joined[f"{ORDER}_min"])).sort_by(ORDER)
+    where = pc.index_in(later[f"{ORDER}_min"], value_set=items[ORDER]).to_numpy()
     return later, where

@@ -20,6 +20,7 @@ import ray
 
 from mmsrarec_ray.data.frames import iter_tables, map_tables
 from mmsrarec_ray.data.parts import read_part, to_parquet
+from mmsrarec_ray.data.read import ORDER
 from mmsrarec_ray.store import Folder
 
 _USER_COUNTS = pa.schema([("user_id", pa.string()), ("count", pa.int64())])
@@ -89,7 +90,7 @@ def order_user(block: pa.Table, drop_repeats: bool, min_weight: float | None, ou
         heavy = block.filter(pc.fill_null(pc.greater_equal(block["weight"], min_weight), True))
         counts["weight"] = block.num_rows - heavy.num_rows
         block = heavy
-    block = block.sort_by([("user_id", "ascending"), ("timestamp", "ascending"), ("order", "ascending")])
+    block = block.sort_by([("user_id", "ascending"), ("timestamp", "ascending"), (ORDER, "ascending")])
     if drop_repeats:
         once = first_of_each(block, ["user_id", "item_id"])
         counts["repeats"] = block.num_rows - once.num_rows

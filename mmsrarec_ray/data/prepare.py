@@ -39,6 +39,7 @@ from mmsrarec_ray.data.impressions import take_impressions
 from mmsrarec_ray.data.partition import CoreSettings, by_user, k_core, order_user
 from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.data.publish import InteractionRules, publish_interactions, publish_items
+from mmsrarec_ray.data.read import ORDER, ROW, SOURCE
 from mmsrarec_ray.data.schemas import FAILURES
 from mmsrarec_ray.data.shop.generate import Shop
 from mmsrarec_ray.errors import ConfigError, InputError
@@ -146,13 +147,13 @@ class _Work:
         problems = [
             f"DuplicateId: item_id: expected an id that is new, got one that stands in {source}, row {row}"
             for source, row in zip(
-                places["source"].take(first).to_pylist(), places["row"].take(first).to_pylist(), strict=True
+                places[SOURCE].take(first).to_pylist(), places[ROW].take(first).to_pylist(), strict=True
             )
         ]
         write_failures(self.failed, failures("items", later["item_id"], later, problems))
-        self.lost = later["order"].to_numpy()
-        kept = places.filter(pc.invert(pc.is_in(places["order"], value_set=pa.array(self.lost, pa.int64()))))
-        self.ids = pa.array(kept.sort_by("order")["item_id"].to_pylist(), pa.string())
+        self.lost = later[ORDER].to_numpy()
+        kept = places.filter(pc.invert(pc.is_in(places[ORDER], value_set=pa.array(self.lost, pa.int64()))))
+        self.ids = pa.array(kept.sort_by(ORDER)["item_id"].to_pylist(), pa.string())
         if not len(self.ids):
             raise InputError(f"{self.source.items.folder.path}: no item can be used. {self._first_failure()}")
 

@@ -16,6 +16,7 @@ from mmsrarec_ray.data import splits
 from mmsrarec_ray.data.images import WEB_ADDRESS
 from mmsrarec_ray.data.partition import CoreSettings, alive, user_starts
 from mmsrarec_ray.data.parts import read_part, to_parquet, write_part
+from mmsrarec_ray.data.read import ORDER
 from mmsrarec_ray.data.schemas import INTERACTIONS, ITEMS, USERS
 from mmsrarec_ray.settings import Split
 from mmsrarec_ray.store import Folder
@@ -142,7 +143,7 @@ def _split(
 def publish_items(
     staged: Folder, lost: np.ndarray, ids: pa.Array, in_core: np.ndarray, split: Split, out: Folder
 ) -> Counter[str]:
-    """Write items/. lost: `order` of rows to leave out. in_core: bool, a value an id of `ids`. Returns counts."""
+    """Write items/. lost: ORDER of rows to leave out. in_core: bool, a value an id of `ids`. Returns counts."""
     hashes = splits.hashes(ids.to_pylist(), split.seed, "item")
     ratio = splits.RatioSplit.of(hashes, split.item_validation, split.item_test)
     core = ray.put(ids.filter(pa.array(in_core)))
@@ -156,7 +157,7 @@ def _write_items(
     name: str, staged: Folder, lost: np.ndarray, core: pa.Array, ratio: splits.RatioSplit, seed: int, out: Folder
 ) -> Counter[str]:
     table = read_part(staged, name)
-    table = table.filter(pc.invert(pc.is_in(table["order"], value_set=pa.array(lost, pa.int64()))))
+    table = table.filter(pc.invert(pc.is_in(table[ORDER], value_set=pa.array(lost, pa.int64()))))
     names = ratio.names(splits.hashes(table["item_id"].to_pylist(), seed, "item"))
     table = table.append_column("split", pa.array(names, pa.string()))
     table = table.append_column("in_core", pc.is_in(table["item_id"], value_set=core))

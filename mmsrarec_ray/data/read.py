@@ -1,9 +1,9 @@
 """Reads tables of rows from files as a stream of blocks that remember where each row stands.
 
-Every block has the columns `source` (file), `row` (from 1: the line of a text file, the row of a Parquet file),
-`order` (rises through all files in the order given), `problem` (null, or why the row cannot be read) and the
-file's own columns: strings from text files, Arrow's types from Parquet and Arrow streams, and `json` (the line) from
-JSON lines. A text file may be packed with gzip (`.gz`).
+Every block has the columns SOURCE (file), ROW (from 1: the line of a text file, the row of a Parquet file),
+ORDER (rises through all files in the order given), PROBLEM (null, or why the row cannot be read) and the
+file's own columns: strings from text files, Arrow's types from Parquet and Arrow streams, and LINE alone from JSON
+lines and from lines as they are. A text file may be packed with gzip (`.gz`).
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from mmsrarec_ray.data.frames import map_tables
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.store import Folder
 
-PLACE = pa.schema(
-    [
-        pa.field("source", pa.string()),
-        pa.field("row", pa.int64()),
-        pa.field("order", pa.int64()),
-        pa.field("problem", pa.string()),
-    ]
-)
+# Columns of ours, beside those of a file, which may well have a `source` or an `order`.
+SOURCE = "mmsrarec_ray:source"
+ROW = "mmsrarec_ray:row"
+ORDER = "mmsrarec_ray:order"
+PROBLEM = "mmsrarec_ray:problem"
+LINE = "mmsrarec_ray:line"
+PLACE = pa.schema([(SOURCE, pa.string()), (ROW, pa.int64()), (ORDER, pa.int64()), (PROBLEM, pa.string())])
 _BLOCK_BYTES = 32 * 2**20  # a task that checks pictures holds several times as much
 _ROWS_PER_BLOCK = 20_000
 _ROWS_WITH_PICTURES = 1_000  # a block of Parquet or of an Arrow stream, whose rows may carry them
@@ -56,7 +55,7 @@ class Separated:
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one table. `kind`: csv, tsv, separated, lines (one field, `line`), jsonl, parquet or arrow."""
+    """Files of one table. `kind`: csv, tsv, separated, lines (one field, LINE), jsonl, parquet or arrow."""
 
     folder: Folder
     files: list[str]
@@ -180,7 +179,7 @@ def _read_separated(stream: pa.NativeFile, source: Source, where: str) -> Iterat
     assert layout is not None
     header = list(layout.fields)
     for numbers, table, problems in _read_lines(stream, source, where):
-        lines = table["line"].to_pylist()
+        lines = table[LINE].to_pylist()
         if not header:
             if problems[0]:
                 raise InputError(f"{where}: line {numbers[0]}: expected a header in UTF-8. {problems[0]}.")
@@ -198,8 +197,7 @@ def _read_separated(stream: pa.NativeFile, source: Source, where: str) -> Iterat
 
 
 def _read_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Block]:
-    """Lines as they are: the column `line` (or `json`), binary decoded as UTF-8."""
-    name = "json" if source.kind == "jsonl" else "line"
+    """Lines as they are, binary decoded as UTF-8."""
     or_latin_1 = source.separated is not None and source.separated.or_latin_1
     numbers: list[int] = []
     values: list[str | None] = []
@@ -214,10 +212,10 @@ def _read_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[B
         values.append(value)
         problems.append(problem)
         if len(values) == _ROWS_PER_BLOCK:
-            yield numbers, pa.table({name: pa.array(values, pa.string())}), problems
+            yield numbers, pa.table({LINE: pa.array(values, pa.string())}), problems
             numbers, values, problems = [], [], []
     if values:
-        yield numbers, pa.table({name: pa.array(values, pa.string())}), problems
+        yield numbers, pa.table({LINE: pa.array(values, pa.string())}), problems
 
 
 def _decode(line: bytes, or_latin_1: bool) -> tuple[str | None, str | None]:
@@ -231,10 +229,10 @@ def _decode(line: bytes, or_latin_1: bool) -> tuple[str | None, str | None]:
 
 
 def _read_json_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Block]:
-    """Lines as they are: the column `json`. A key that none of the first lines has is a missing column."""
+    """Lines as they are. A key that none of the first lines has is a missing column."""
     for number, block in enumerate(_read_lines(stream, source, where)):
         if number == 0:
-            _check_keys(block[1]["json"].to_pylist(), source, where)
+            _check_keys(block[1][LINE].to_pylist(), source, where)
         yield block
 
 

@@ -99,6 +99,26 @@ def test_without_time_the_order_of_the_rows_counts(prepare: Callable[..., Prepar
     assert done.metrics["ordered_by"] == "order"
 
 
+def test_columns_may_have_the_names_that_ours_had(prepare: Callable[..., Prepared]) -> None:
+    names = ["source", "row", "order", "problem", "json", "line"]
+    items = f"item_id,{','.join(names)}\na,{','.join(f'its {name}' for name in names)}\n"
+    none = [f"data.item_columns.{name}=null" for name in ("title", "text")]
+    attributes = f"data.item_columns.attributes=[{', '.join(names)}]"
+    done = prepare({"items.csv": items}, *CSV, "data.interactions=null", *none, attributes)
+    assert dict(done.item("a")["attributes"]) == {name: f"its {name}" for name in names}
+
+
+def test_a_column_named_order_does_not_take_the_place_of_the_order_of_rows(prepare: Callable[..., Prepared]) -> None:
+    log = [{"user_id": "u", "item_id": item, "order": order} for item, order in (("c", 7), ("b", 9), ("a", 8))]
+    done = prepare(
+        {"items.csv": ITEMS_CSV, "log.jsonl": "\n".join(map(json.dumps, log))},
+        *(*CSV, "data.interactions=log.jsonl", "data.interaction_columns.timestamp=null"),
+        "data.interaction_columns.weight=order",
+    )
+    assert done.history("u") == ["c", "b", "a"]
+    assert [row["weight"] for row in done.rows("interactions")] == [7.0, 9.0, 8.0]
+
+
 def test_csv_quotes_newlines_and_a_byte_order_mark(prepare: Callable[..., Prepared]) -> None:
     items = (
         '\ufeffitem_id,title,text\r\na,"One, ""two""","first\nsecond"\r\n\r\nb,"bad"quote,x\r\nc,Cup,\r\n,none,x\r\n'

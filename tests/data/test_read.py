@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from mmsrarec_ray.data.importers.base import KINDS
-from mmsrarec_ray.data.read import Separated, Source, _read
+from mmsrarec_ray.data.read import PROBLEM, SOURCE, Separated, Source, _read
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.store import Folder
 
@@ -44,5 +44,5 @@ def test_a_byte_order_mark_costs_no_row(tmp_path: Path, name: str, line: str, se
         file.parent.mkdir()
         file.write_text(f"{mark}{line}\n{line}\n", encoding="utf-8")
     (expected,), (got,) = (blocks(file, "item_id", separated=separated) for file in (plain, marked))
-    assert got.drop_columns("source").equals(expected.drop_columns("source"))
-    assert got["problem"].null_count == len(got) == 2
+    assert got.drop_columns(SOURCE).equals(expected.drop_columns(SOURCE))
+    assert got[PROBLEM].null_count == len(got) == 2

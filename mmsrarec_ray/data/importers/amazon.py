@@ -22,7 +22,7 @@ from mmsrarec_ray.data.importers.base import (
     parse_json,
 )
 from mmsrarec_ray.data.importers.tables import interaction_columns
-from mmsrarec_ray.data.read import Source
+from mmsrarec_ray.data.read import LINE, Source
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
@@ -50,7 +50,7 @@ def open_import(data: Data, folder: Folder) -> Import:
 
 
 def _item(row: Row) -> dict[str, Any]:
-    product = parse_json(row["json"])
+    product = parse_json(row[LINE])
     said = [clean_text(each, name) for name in ("features", "description") for each in _list(product, name)]
     attributes = _details(product.get("details")) | {name: product.get(name) for name in _ATTRIBUTES}
     return item_of(

@@ -27,8 +27,8 @@ class Import:
 
     item: a row of `items` -> item_id, title, text, image (bytes), image_uri, attributes (dict of strings).
     interactions: None for a catalogue alone. interaction_table: a block of `interactions` -> a table with
-    `source`, `row`, `order`, `problem` and user_id, item_id, timestamp (ms as int64 or null where it is wrong,
-    or the order where the source has no time), weight (float32), and `problem` filled in for rows that are wrong.
+    SOURCE, ROW, ORDER, PROBLEM and user_id, item_id, timestamp (ms as int64 or null where it is wrong,
+    or the order where the source has no time), weight (float32), and PROBLEM filled in for rows that are wrong.
     """
 
     items: Source

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from mmsrarec_ray.data.importers import tables
 from mmsrarec_ray.data.importers.base import WRONG_TYPE, Import, find_files, kind_of
-from mmsrarec_ray.data.read import Source
+from mmsrarec_ray.data.read import PROBLEM, Source
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
@@ -50,14 +50,14 @@ def _events(block: pa.Table) -> pa.Table:
     kind, rank = lines["kind"], lines["rank"]
     known = pc.if_else(pc.is_in(kind, value_set=pa.array(_KINDS)), kind, None)
     place = pc.if_else(pc.fill_null(pc.match_substring_regex(rank, _RANK), False), rank, None).cast(pa.int32())
-    problem = tables.blame(rows["problem"], known, kind, WRONG_TYPE, f"kind: expected {' or '.join(_KINDS)}")
+    problem = tables.blame(rows[PROBLEM], known, kind, WRONG_TYPE, f"kind: expected {' or '.join(_KINDS)}")
     ranked = pc.coalesce(place, pc.if_else(pc.is_null(rank), pa.scalar(0, pa.int32()), None))
     problem = tables.blame(problem, ranked, rank, WRONG_TYPE, "rank: expected a whole number from 0")
-    columns = {name: rows[name] for name in rows.column_names if name != "problem"}
+    columns = {name: rows[name] for name in rows.column_names if name != PROBLEM}
     return pa.table(
         columns
         | {
-            "problem": problem,
+            PROBLEM: problem,
             "event_id": lines["event_id"],
             "impression": pc.equal(known, "impression"),
             "request_id": lines["request_id"],

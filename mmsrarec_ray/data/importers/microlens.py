@@ -17,7 +17,7 @@ from pyarrow import fs as pafs
 
 from mmsrarec_ray.data.importers.base import Import, Row, clean_id, clean_text, exists, item_of
 from mmsrarec_ray.data.importers.tables import interaction_columns
-from mmsrarec_ray.data.read import MALFORMED, PLACE, Source
+from mmsrarec_ray.data.read import LINE, MALFORMED, ORDER, PLACE, PROBLEM, ROW, SOURCE, Source
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
@@ -32,7 +32,7 @@ def open_import(data: Data, folder: Folder) -> Import:
     return Import(
         items=Source(folder, [titles], "csv", ("item", "title")),
         item=partial(_item, covers=_covers(data, folder)),
-        interactions=Source(folder, [pairs], *(("csv", tuple(_NAMES)) if timed else ("lines", ("line",)))),
+        interactions=Source(folder, [pairs], *(("csv", tuple(_NAMES)) if timed else ("lines", (LINE,)))),
         interaction_table=partial(interaction_columns, names=_NAMES, unit="ms") if timed else _interactions,
         ordered_by="time" if timed else "order",
     )
@@ -73,9 +73,9 @@ def _item(row: Row, covers: Folder | None) -> dict[str, Any]:
 
 def _interactions(block: pa.Table) -> pa.Table:
     """One line is many interactions: all share its row, and their order follows the position."""
-    found = pc.extract_regex(block["line"].combine_chunks(), r"^(?P<user>[^\t]*)\t\s*(?P<items>\S.*)$")
+    found = pc.extract_regex(block[LINE].combine_chunks(), r"^(?P<user>[^\t]*)\t\s*(?P<items>\S.*)$")
     malformed = pc.if_else(pc.is_null(found), f"{MALFORMED}: line: expected a user, a tab and items", None)
-    problem = pc.coalesce(block["problem"].combine_chunks(), malformed)
+    problem = pc.coalesce(block[PROBLEM].combine_chunks(), malformed)
     users = pc.utf8_trim_whitespace(pc.struct_field(found, "user"))
     listed = pc.coalesce(pc.utf8_trim_whitespace(pc.struct_field(found, "items")), "")
     items = pc.split_pattern_regex(listed, r"\s+")
@@ -84,10 +84,10 @@ def _interactions(block: pa.Table) -> pa.Table:
     position = np.arange(len(line)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return pa.table(
         {
-            "source": block["source"].take(line),
-            "row": block["row"].take(line),
-            "order": block["order"].take(line),
-            "problem": problem.take(pa.array(line)),
+            SOURCE: block[SOURCE].take(line),
+            ROW: block[ROW].take(line),
+            ORDER: block[ORDER].take(line),
+            PROBLEM: problem.take(pa.array(line)),
             "user_id": users.take(pa.array(line)),
             "item_id": items.values,
             "timestamp": pa.array(position, pa.int64()),

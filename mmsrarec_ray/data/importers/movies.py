@@ -20,7 +20,7 @@ from mmsrarec_ray.data.importers.base import (
     parse_json,
 )
 from mmsrarec_ray.data.importers.tables import interaction_columns
-from mmsrarec_ray.data.read import Source
+from mmsrarec_ray.data.read import LINE, Source
 from mmsrarec_ray.settings import Data
 from mmsrarec_ray.store import Folder
 
@@ -43,7 +43,7 @@ def open_import(data: Data, folder: Folder) -> Import:
 
 
 def _item(row: Row, folder: Folder) -> dict[str, Any]:
-    film = parse_json(row["json"])
+    film = parse_json(row[LINE])
     plots = [clean_text(film.get(name), name) for name in ("description", "plot_omdb")]
     said = [plot for plot in plots if plot]
     text = " ".join(said[:1] if len(said) == 2 and said[1] in said[0] else said) or None

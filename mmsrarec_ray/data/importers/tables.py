@@ -25,7 +25,7 @@ from mmsrarec_ray.data.importers.base import (
     kind_of,
     parse_json,
 )
-from mmsrarec_ray.data.read import PLACE, Source
+from mmsrarec_ray.data.read import LINE, ORDER, PLACE, PROBLEM, SOURCE, Source
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.settings import Data, InteractionColumns, ItemColumns
 from mmsrarec_ray.store import Folder
@@ -78,7 +78,7 @@ def columns_of(i: InteractionColumns) -> dict[str, str]:
 def table_item(row: Row, columns: ItemColumns, folder: Folder, parse: bool = False) -> dict[str, Any]:
     """An item out of the columns of a row. parse: the row is a line of JSON."""
     if parse:
-        row = parse_json(row["json"])
+        row = parse_json(row[LINE])
     picture = row.get(columns.image) if columns.image else None
     if isinstance(picture, dict):  # the library `datasets` keeps a picture as its bytes, or as where it lies
         picture = picture.get("bytes") or picture.get("path")
@@ -102,9 +102,9 @@ def interaction_columns(block: pa.Table, names: dict[str, str], unit: str) -> pa
 
     names: their column -> ours (user_id, item_id, timestamp, weight); without `timestamp` the order serves.
     """
-    if "json" in block.column_names:
+    if LINE in block.column_names:
         block = from_json(block, names)
-    problem = block["problem"]
+    problem = block[PROBLEM]
     ours = {mine: _plain(block, theirs, mine) for theirs, mine in names.items()}
     columns = {name: pc.utf8_trim_whitespace(ours[name].cast(pa.string())) for name in ("user_id", "item_id")}
     if "timestamp" in ours:
@@ -113,7 +113,7 @@ def interaction_columns(block: pa.Table, names: dict[str, str], unit: str) -> pa
         problem = blame(problem, time, ours["timestamp"], "BadTimestamp", expected)
         columns["timestamp"] = time
     else:
-        columns["timestamp"] = block["order"]
+        columns["timestamp"] = block[ORDER]
     columns["weight"] = pa.nulls(len(block), pa.float32())
     if "weight" in ours:
         weight = _finite(_numbers(ours["weight"]).cast(pa.float32()))
@@ -121,7 +121,7 @@ def interaction_columns(block: pa.Table, names: dict[str, str], unit: str) -> pa
         lost = pc.and_(pc.is_null(weight), pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(given), ""), False))
         problem = blame(problem, pc.if_else(lost, None, 0.0), ours["weight"], "BadWeight", "weight: expected a number")
         columns["weight"] = weight
-    place = {name: block[name] for name in PLACE.names} | {"problem": problem}
+    place = {name: block[name] for name in PLACE.names} | {PROBLEM: problem}
     return pa.table(place | columns)
 
 
@@ -129,7 +129,7 @@ def from_json(block: pa.Table, names: dict[str, str]) -> pa.Table:
     """Lines of JSON as one column a field, strings. names: theirs -> ours; one that ends in `_id` must be there."""
     nothing: dict[str, str | None] = dict.fromkeys(names)
     rows, problems = [], []
-    for line, problem in zip(block["json"].to_pylist(), block["problem"].to_pylist(), strict=True):
+    for line, problem in zip(block[LINE].to_pylist(), block[PROBLEM].to_pylist(), strict=True):
         row = nothing
         if not problem:
             try:
@@ -139,7 +139,7 @@ def from_json(block: pa.Table, names: dict[str, str]) -> pa.Table:
         rows.append(row)
         problems.append(problem)
     values = {theirs: [row[theirs] for row in rows] for theirs in names}
-    place = {name: block[name] for name in PLACE.names} | {"problem": pa.array(problems, pa.string())}
+    place = {name: block[name] for name in PLACE.names} | {PROBLEM: pa.array(problems, pa.string())}
     return pa.table(place | {name: pa.array(column, pa.string()) for name, column in values.items()})
 
 
@@ -159,7 +159,7 @@ def _plain(block: pa.Table, name: str, ours: str) -> pa.ChunkedArray:
     kinds += [] if ours.endswith("_id") else [pa.types.is_floating]
     kinds += [pa.types.is_timestamp, pa.types.is_date] if ours == "timestamp" else []
     if not any(fits(column.type) for fits in kinds):
-        where = block["source"][0].as_py() if block.num_rows else "a file without rows"
+        where = block[SOURCE][0].as_py() if block.num_rows else "a file without rows"
         raise InputError(f"{where}: column {name}: {column.type} values cannot be read as {ours}.")
     return column
 
