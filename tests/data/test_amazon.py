@@ -29,7 +29,13 @@ PRODUCT = {
     "videos": [],
     "store": "Howard",
     "categories": ["Hair", "Styling"],
-    "details": {"Brand": "Howard", "Item Weight": 3, "Best Sellers Rank": {"Beauty": 7}},
+    "details": {
+        "Brand": "Howard",
+        "Item Weight": 3,
+        "Vegan": True,
+        "Batteries Required": False,
+        "Best Sellers Rank": {"Beauty": 7},
+    },
     "parent_asin": "B01",
     "bought_together": None,
 }
@@ -67,6 +73,8 @@ def test_products_and_reviews(prepare: Callable[..., Prepared]) -> None:
     assert dict(spray["attributes"]) == {
         "Brand": "Howard",
         "Item Weight": "3",
+        "Vegan": "true",
+        "Batteries Required": "false",
         "main_category": "All Beauty",
         "categories": "Hair|Styling",
         "store": "Howard",

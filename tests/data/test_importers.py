@@ -7,7 +7,8 @@ import io
 import json
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,17 +51,41 @@ def test_lists_of_attributes_are_joined() -> None:
     assert clean_attribute([], "colour") is None
 
 
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (pa.array([False]), "false"),
+        (pa.array([[True, None, False]]), "true|false"),
+        (pa.array([Decimal("12.50")], pa.decimal128(6, 2)), "12.50"),
+        (pa.array([Decimal("1000000000000000000000")], pa.decimal128(30, 0)), "1000000000000000000000"),
+        (pa.array([date(2024, 1, 31)]), "2024-01-31"),
+        (pa.array([datetime(2024, 1, 31, 12)], pa.timestamp("us", "UTC")), "2024-01-31T12:00:00+00:00"),
+        (pa.array([datetime(2024, 1, 31, 12)], pa.timestamp("ns")), "2024-01-31T12:00:00"),
+        (pa.array([None], pa.date32()), None),
+    ],
+)
+def test_attributes_of_every_type_are_text(column: pa.Array, text: str | None) -> None:
+    """Values as the rows of a Parquet file have them."""
+    assert clean_attribute(column.to_pylist()[0], "made") == text
+
+
 def test_columns_are_mapped(prepare: Callable[..., Prepared]) -> None:
-    items = pa.table({"sku": [1, 2], "name": ["One", "Two"], "colours": [["red", "blue"], []], "price": [1.5, None]})
+    items = {"sku": [1, 2], "name": ["One", "Two"], "colours": [["red", "blue"], []], "price": [1.5, None]}
+    items |= {"made": [date(2024, 1, 31), None], "new": [False, None]}
     log = pa.table({"who": [7, 7], "what": [2, 1], "when": [datetime(2024, 1, 2, tzinfo=UTC), datetime(2024, 1, 1)]})
     done = prepare(
-        {"items.parquet": items, "interactions.parquet": log},
+        {"items.parquet": pa.table(items), "interactions.parquet": log},
         *("data.item_columns.item_id=sku", "data.item_columns.title=name", "data.item_columns.text=null"),
-        *("data.item_columns.image=null", "data.item_columns.attributes=[colours, price]"),
+        *("data.item_columns.image=null", "data.item_columns.attributes=[colours, price, made, new]"),
         *("data.interaction_columns.user_id=who", "data.interaction_columns.item_id=what"),
         "data.interaction_columns.timestamp=when",
     )
-    assert dict(done.item("1")["attributes"]) == {"colours": "red|blue", "price": "1.5"}
+    assert dict(done.item("1")["attributes"]) == {
+        "colours": "red|blue",
+        "price": "1.5",
+        "made": "2024-01-31",
+        "new": "false",
+    }
     assert done.item("2")["attributes"] == []
     assert done.history("7") == ["1", "2"]
     assert done.rows("interactions")[0]["timestamp"] == 1_704_067_200_000

@@ -63,9 +63,9 @@ def _item(row: Row) -> dict[str, Any]:
 
 
 def _details(details: Any) -> dict[str, Any]:
-    """Those that are text or numbers: brand, colour, material. Ranks in categories are tables of their own."""
+    """Those that are text, numbers, true or false: brand, weight. Ranks in categories are tables of their own."""
     plain = details if isinstance(details, dict) else {}
-    told = {name: value for name, value in plain.items() if isinstance(value, str | int | float) and value is not True}
+    told = {name: value for name, value in plain.items() if isinstance(value, str | int | float)}
     for name in told:
         clean_text(name, "details")  # a name may be as broken as a value
     return told

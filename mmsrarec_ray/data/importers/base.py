@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -145,8 +147,17 @@ def clean_id(value: Any, field: str) -> str:
 def clean_attribute(value: Any, field: str) -> str | None:
     """An attribute as text, the values of a list joined by `|`. Raises RowError."""
     if isinstance(value, list):
-        return "|".join(text for each in value if (text := clean_text(each, field))) or None
-    return clean_text(value, field)
+        return "|".join(text for each in value if (text := clean_text(_written(each), field))) or None
+    return clean_text(_written(value), field)
+
+
+def _written(value: Any) -> Any:
+    """A truth value, a decimal, a date or a moment as text; anything else as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _shown(value: Any) -> str:
