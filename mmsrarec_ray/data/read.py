@@ -38,6 +38,7 @@ _BLOCK_BYTES = 32 * 2**20  # a task that checks pictures holds several times as 
 _ROWS_PER_BLOCK = 20_000
 _ROWS_WITH_PICTURES = 1_000  # a block of Parquet or of an Arrow stream, whose rows may carry them
 _LONGEST_FIELD = 10_000_000  # characters of a CSV field
+_LONGEST_ROW = 500  # lines of a CSV row: where there are more, a stray quote took whole rows into a field
 _FILE_SHIFT = 40  # order = file number << 40 | row: a file may have 10^12 rows
 BROKEN_ENCODING, MALFORMED = "BrokenEncoding", "MalformedRow"
 
@@ -100,14 +101,15 @@ Block = tuple[Any, pa.Table, list[str | None]]
 
 
 def _read_csv(stream: pa.NativeFile, source: Source, where: str) -> Iterator[Block]:
-    """CSV with a header. Bytes that are not UTF-8 spoil their row, not the file."""
+    """CSV with a header, or TSV, in which quotes are text. Bytes that are not UTF-8 spoil their row, not the file."""
     csv.field_size_limit(_LONGEST_FIELD)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter="\t" if source.kind == "tsv" else ",", strict=True)
-    try:
-        header = next(reader, [])
-    except csv.Error as error:
-        raise InputError(f"{where}: line 1: expected a CSV header: {error}.") from None
+    tabs = source.kind == "tsv"
+    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(text, strict=True)
+    header, problem = _csv_row(reader, where)
+    if problem:
+        raise InputError(f"{where}: line 1: expected a header. {problem}.")
+    header = header or []
     _check_header(header, where)
     if missing := _missing(where, source.columns, header):
         raise missing
@@ -130,7 +132,7 @@ def _csv_blocks(reader: Any, header: list[str], columns: tuple[str, ...], where:
     nothing: list[str | None] = [None] * len(columns)
     while True:
         line = reader.line_num + 1
-        row, problem = _csv_row(reader, len(header), f"{where}: line {line}")
+        row, problem = _csv_row(reader, where)
         if row is None or len(rows) == _ROWS_PER_BLOCK:
             if rows:
                 yield numbers, _string_table(columns, rows), problems
@@ -139,20 +141,30 @@ def _csv_blocks(reader: Any, header: list[str], columns: tuple[str, ...], where:
             return
         if not row and not problem:
             continue  # an empty line
+        problem = problem or _text_problem(row, len(header))
         numbers.append(line)
         rows.append(nothing if problem else [row[place] for place in places])
         problems.append(problem)
 
 
-def _csv_row(reader: Any, fields: int, where: str) -> tuple[list[str] | None, str | None]:
-    """The next row (None at the end) and what is wrong with it."""
+def _csv_row(reader: Any, where: str) -> tuple[list[str] | None, str | None]:
+    """The next row (None at the end) and why it cannot be read. Raises InputError where a quote took in other rows."""
+    before, problem = reader.line_num, None
     try:
         row = next(reader, None)
     except csv.Error as error:
         if "unexpected end" in str(error):
-            raise InputError(f"{where}: a quote is opened and never closed.") from None
-        return [], f"{MALFORMED}: expected CSV: {error}"
-    return row, _text_problem(row, fields) if row else None
+            raise InputError(f"{where}: line {before + 1}: a quote is opened and never closed.") from None
+        row, problem = [], f"{MALFORMED}: expected CSV: {error}"
+    lines = reader.line_num - before
+    if lines > _LONGEST_ROW:
+        raise InputError(
+            f"{where}: line {before + 1}: a row of {lines:,} lines begins here, expected at most {_LONGEST_ROW}. "
+            "A stray quote takes all lines up to the next one into a field. Longer texts can be given as JSON lines."
+        )
+    if problem and lines > 1:
+        problem += f"; the lines up to {reader.line_num} are lost with it"
+    return row, problem
 
 
 def _text_problem(row: list[str], fields: int) -> str | None:
