@@ -22,7 +22,7 @@ from mmsrarec_ray.data.images import (
     read_image,
 )
 from mmsrarec_ray.data.importers.base import RowError
-from mmsrarec_ray.data.parts import write_part
+from mmsrarec_ray.data.parts import replace_part, write_part
 from mmsrarec_ray.data.read import ORDER, PLACE, PROBLEM, ROW, SOURCE
 from mmsrarec_ray.data.schemas import FAILURES
 from mmsrarec_ray.fetch import FetchError, FetchRules, fetch_all
@@ -87,8 +87,13 @@ def failures(table: str, ids: Any, rows: pa.Table, problems: Any) -> pa.Table:
     return pa.table(columns).cast(FAILURES)
 
 
-def write_failures(folder: Folder, failed: pa.Table) -> None:
-    write_part(folder, failed, ["table", "source", "row", "id"])
+def _write_block(folder: Folder, table: str, block: pa.Table, rows: pa.Table) -> None:
+    """Write what became of a block of raw rows, named by where the block begins.
+
+    Not by the rows: where a server was at fault, a task that runs a second time may find others good.
+    """
+    if block.num_rows:
+        replace_part(folder, f"{table}-{block[ORDER][0].as_py():016x}", rows)
 
 
 def content_hash(title: str | None, text: str | None, image: bytes) -> str:
@@ -103,7 +108,7 @@ def content_hash(title: str | None, text: str | None, image: bytes) -> str:
 
 @dataclass(frozen=True)
 class Staging:
-    """Where a run puts what it has checked. Parts are named by their rows: a task that runs twice adds nothing."""
+    """Where a run puts what it has checked. Parts are named by their block: a task that runs twice adds nothing."""
 
     out: Folder
 
@@ -152,6 +157,7 @@ def check_items(block: pa.Table, rules: ItemRules, staging: Staging) -> Iterator
 
 def _check_items(block: pa.Table, rules: ItemRules, staging: Staging) -> pa.Table:
     staging.count("items", block)
+    read = block
     converted = [_convert(raw, rules.convert) for raw in block.to_pylist()]
     gone = pc.is_in(
         pa.array([row.item["item_id"] for row in converted], pa.string()), value_set=ray.get(rules.gone).items
@@ -166,9 +172,10 @@ def _check_items(block: pa.Table, rules: ItemRules, staging: Staging) -> pa.Tabl
     bad = [number for number, row in enumerate(rows) if row.problem]
     ids = pa.array([rows[number].item["item_id"] for number in bad], pa.string())
     places = block.select([SOURCE, ROW]).take(pa.array(bad, pa.int64()))
-    write_failures(staging.failures, failures("items", ids, places, [rows[number].problem for number in bad]))
+    failed = failures("items", ids, places, [rows[number].problem for number in bad])
+    _write_block(staging.failures, "items", read, failed)
     staged = pa.Table.from_pylist([row.item for row in rows if not row.problem], STAGED_ITEMS)
-    write_part(staging.items, staged, [ORDER])
+    _write_block(staging.items, "items", read, staged)
     return staged.select(PLACES.names)
 
 
@@ -246,7 +253,8 @@ def check_interactions(
     problem = _first(problem, unknown, said)
     wrong = pc.is_valid(problem)
     bad = rows.filter(wrong)
-    write_failures(staging.failures, failures("interactions", bad["user_id"], bad, problem.filter(wrong).to_pylist()))
+    failed = failures("interactions", bad["user_id"], bad, problem.filter(wrong).to_pylist())
+    _write_block(staging.failures, "interactions", block, failed)
     schema = STAGED_EVENTS if "event_id" in rows.column_names else STAGED_INTERACTIONS
     return rows.filter(pc.invert(wrong)).select(schema.names).cast(schema)
 

@@ -1,4 +1,7 @@
-"""Parquet parts: tasks write them themselves, whole or not at all, and the same file when a task runs twice."""
+"""Parquet parts: tasks write them themselves, whole or not at all, and the same file when a task runs twice.
+
+Where the rows may be others the second time, a part is named by what they are made of, else by the rows themselves.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,14 @@ def read_parts(folder: Folder, columns: list[str]) -> pa.Table:
     """Some columns of all Parquet files of a folder; a table without rows or types where there are none."""
     tables = [read_part(folder, name, columns) for name in folder.files()]
     return pa.concat_tables(tables) if tables else pa.table({name: pa.nulls(0) for name in columns})
+
+
+def replace_part(folder: Folder, name: str, table: pa.Table) -> None:
+    """Write rows as the part of this name; without rows, take away what an earlier attempt left under it."""
+    if table.num_rows:
+        folder.write_bytes(f"{name}.parquet", to_parquet(table))
+    else:
+        folder.discard(f"{name}.parquet")
 
 
 def write_part(folder: Folder, table: pa.Table, name_columns: list[str], group: int | None = None) -> None:

@@ -28,7 +28,6 @@ from mmsrarec_ray.data.check import (
     check_items,
     duplicates,
     failures,
-    write_failures,
 )
 from mmsrarec_ray.data.deletions import Deletions
 from mmsrarec_ray.data.frames import iter_tables, map_tables
@@ -37,7 +36,7 @@ from mmsrarec_ray.data.importers import open_import
 from mmsrarec_ray.data.importers.base import Import
 from mmsrarec_ray.data.impressions import take_impressions
 from mmsrarec_ray.data.partition import CoreSettings, by_user, k_core, order_user
-from mmsrarec_ray.data.parts import read_part
+from mmsrarec_ray.data.parts import read_part, replace_part
 from mmsrarec_ray.data.publish import InteractionRules, publish_interactions, publish_items
 from mmsrarec_ray.data.read import ORDER, ROW, SOURCE
 from mmsrarec_ray.data.schemas import FAILURES
@@ -150,7 +149,7 @@ class _Work:
                 places[SOURCE].take(first).to_pylist(), places[ROW].take(first).to_pylist(), strict=True
             )
         ]
-        write_failures(self.failed, failures("items", later["item_id"], later, problems))
+        replace_part(self.failed, "duplicates", failures("items", later["item_id"], later, problems))
         self.lost = later[ORDER].to_numpy()
         kept = places.filter(pc.invert(pc.is_in(places[ORDER], value_set=pa.array(self.lost, pa.int64()))))
         self.ids = pa.array(kept.sort_by(ORDER)["item_id"].to_pylist(), pa.string())

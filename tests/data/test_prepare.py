@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,8 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmsrarec_ray import job
-from mmsrarec_ray.data.prepare import Prepare
+from mmsrarec_ray.config import load
+from mmsrarec_ray.data.check import _FETCHED_ROWS, Convert
+from mmsrarec_ray.data.deletions import Deletions
+from mmsrarec_ray.data.importers import open_import
+from mmsrarec_ray.data.prepare import Prepare, _Work
 from mmsrarec_ray.errors import InputError, UsageError
+from mmsrarec_ray.store import Folder
+from tests.conftest import Page, Web
 from tests.data.conftest import CSV, ITEMS_CSV, Prepared, picture, prepare_folder, write_files
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +162,36 @@ def test_an_interaction_with_a_failed_item_fails_too(prepare: Callable[..., Prep
         ("UnknownItem", 3),
         ("UnknownItem", 4),
     ]
+
+
+def _dies_once(row: Mapping[str, Any], convert: Convert, marker: Path) -> dict[str, Any]:
+    item = convert(row)
+    if item["item_id"] == "last" and not marker.exists():
+        marker.touch()
+        os._exit(1)
+    return item
+
+
+def test_a_task_that_ends_otherwise_the_second_time_leaves_no_doubles(
+    ray_session: str, web: Web, tmp_path: Path
+) -> None:
+    """At first a server is at fault, and the worker dies after it has written that; then all is good."""
+    address = web.put("/a.png", Page(status=503), Page(picture()))
+    rows = [f"a,{address}", *(f"i{number}," for number in range(1, _FETCHED_ROWS)), "last,"]
+    data = write_files(tmp_path / "data", {"items.csv": "item_id,image\n" + "\n".join(rows)})
+    words = ["data.format=tables", f"data.path={data}", f"run={tmp_path}/run", *CSV, "data.interactions=null"]
+    words += ["data.item_columns.title=null", "data.item_columns.text=null", "data.item_columns.image=image"]
+    words += ["data.fetch.enabled=true", "data.fetch.schemes=[http]", "data.fetch.networks=[127.0.0.1/32]"]
+    config = load(None, [*words, "data.fetch.attempts=1"])
+    source, out = open_import(config.data, Folder.at(str(data))), Folder.at(str(tmp_path / "out"))
+    once = replace(source, item=partial(_dies_once, convert=source.item, marker=tmp_path / "died"))
+    work = _Work(config, once, Deletions.none(), out)
+    work.items()
+    counts, _ = work.publish()
+    assert (tmp_path / "died").exists()
+    assert web.asked == ["/a.png"] * 2
+    assert counts["items_in"] == counts["items_out"] == _FETCHED_ROWS + 1
+    assert (out / "failures").files() == []
 
 
 def test_the_first_good_row_of_an_id_stays(prepare: Callable[..., Prepared]) -> None:
@@ -377,6 +416,7 @@ def test_a_missing_column_is_refused(prepare: Callable[..., Prepared], tmp_path:
             r"timestamp\. Got user_id, item_id, \\ud83d\.",
         ),
     ],
+    ids=["CSV", "JSON lines"],
 )
 def test_names_that_are_not_unicode_are_told_by_the_worker_that_reads_them(
     prepare: Callable[..., Prepared], name: str, content: bytes, says: str
@@ -389,8 +429,6 @@ def test_names_that_are_not_unicode_are_told_by_the_worker_that_reads_them(
 
 
 def test_everything_works_on_an_object_store(ray_session: str, s3: tuple[str, str]) -> None:
-    from mmsrarec_ray.store import Folder
-
     bucket, options = s3
     folder = Folder.at(f"{bucket}/data{options}")
     folder.write_bytes("items.csv", b"item_id,title,text,image\na,Apple,red,my pictures/a #1.png\nb,Bread,,gone.png\n")
