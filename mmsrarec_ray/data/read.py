@@ -63,7 +63,7 @@ class Source:
     """Below the folder."""
     kind: str
     columns: tuple[str, ...]
-    """Columns that must be there; others are ignored. In JSON lines, each in one of the first 20,000 lines."""
+    """Columns that must be there; others are ignored. In JSON lines, each in one line of the first block."""
     separated: Separated | None = None
     """How files of that kind are written."""
 
@@ -129,14 +129,15 @@ def _csv_blocks(reader: Any, header: list[str], columns: tuple[str, ...], where:
     numbers: list[int] = []
     rows: list[list[str | None]] = []
     problems: list[str | None] = []
+    size = 0
     nothing: list[str | None] = [None] * len(columns)
     while True:
         line = reader.line_num + 1
         row, problem = _csv_row(reader, where)
-        if row is None or len(rows) == _ROWS_PER_BLOCK:
+        if row is None or len(rows) == _ROWS_PER_BLOCK or size >= _BLOCK_BYTES:
             if rows:
                 yield numbers, _string_table(columns, rows), problems
-            numbers, rows, problems = [], [], []
+            numbers, rows, problems, size = [], [], [], 0
         if row is None:
             return
         if not row and not problem:
@@ -144,6 +145,7 @@ def _csv_blocks(reader: Any, header: list[str], columns: tuple[str, ...], where:
         problem = problem or _text_problem(row, len(header))
         numbers.append(line)
         rows.append(nothing if problem else [row[place] for place in places])
+        size += sum(len(value.encode()) for value in rows[-1] if value)
         problems.append(problem)
 
 
@@ -214,6 +216,7 @@ def _read_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[B
     numbers: list[int] = []
     values: list[str | None] = []
     problems: list[str | None] = []
+    size = 0
     for number, line in enumerate(io.BufferedReader(stream), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -223,9 +226,10 @@ def _read_lines(stream: pa.NativeFile, source: Source, where: str) -> Iterator[B
         numbers.append(number)
         values.append(value)
         problems.append(problem)
-        if len(values) == _ROWS_PER_BLOCK:
+        size += len(line)
+        if len(values) == _ROWS_PER_BLOCK or size >= _BLOCK_BYTES:
             yield numbers, pa.table({LINE: pa.array(values, pa.string())}), problems
-            numbers, values, problems = [], [], []
+            numbers, values, problems, size = [], [], [], 0
     if values:
         yield numbers, pa.table({LINE: pa.array(values, pa.string())}), problems
 

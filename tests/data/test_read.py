@@ -89,3 +89,18 @@ def test_a_text_may_have_hundreds_of_lines(tmp_path: Path) -> None:
     file.write_text(f'item_id,title\na,"{text}"\nb,B\n')
     (got,) = blocks(file, "item_id", "title")
     assert got["title"].to_pylist() == [text, "B"]
+
+
+@pytest.mark.parametrize("name", ["items.csv", "items.tsv", "items.jsonl", "items.item"])
+def test_long_rows_make_blocks_of_32_mib(tmp_path: Path, name: str) -> None:
+    """Of letters of two bytes each."""
+    between, text, rows = "," if name.endswith("csv") else "\t", "é" * 2**19, 70
+    file = tmp_path / name
+    with open(file, "w", encoding="utf-8") as lines:
+        if name != "items.jsonl":
+            lines.write(f"item_id{between}title\n")
+        for number in range(rows):
+            plain = f"{number}{between}{text}\n"
+            lines.write(f'{{"item_id": {number}, "title": "{text}"}}\n' if name == "items.jsonl" else plain)
+    found = blocks(file, "item_id", "title", separated=Separated("\t") if name == "items.item" else None)
+    assert [len(block) for block in found] == [32, 32, 6]
