@@ -124,7 +124,7 @@ def test_without_time_the_order_of_the_rows_counts(prepare: Callable[..., Prepar
     assert done.metrics["ordered_by"] == "order"
 
 
-def test_columns_may_have_the_names_that_ours_had(prepare: Callable[..., Prepared]) -> None:
+def test_columns_may_have_any_name(prepare: Callable[..., Prepared]) -> None:
     names = ["source", "row", "order", "problem", "json", "line"]
     items = f"item_id,{','.join(names)}\na,{','.join(f'its {name}' for name in names)}\n"
     none = [f"data.item_columns.{name}=null" for name in ("title", "text")]
