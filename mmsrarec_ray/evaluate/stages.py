@@ -31,7 +31,7 @@ class Lists(Stage):
 
     name: ClassVar[str] = "lists"
     artefact: ClassVar[str] = "lists"
-    code: ClassVar[tuple[str, ...]] = ("evaluate/stages", "evaluate/lists", *_LOG)
+    code: ClassVar[tuple[str, ...]] = ("evaluate/lists", *_LOG)
 
     def requires(self) -> list[Stage]:
         return [Prepare(self.config)]
