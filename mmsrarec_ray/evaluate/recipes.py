@@ -34,7 +34,7 @@ from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.evidence import Scale
 from mmsrarec_ray.rank.segments import read_segments, wanted
-from mmsrarec_ray.rank.stage import TuneRecommender, keywords_in, speaks_of
+from mmsrarec_ray.rank.stage import TuneRecommender, keyword_stages, keywords_in
 from mmsrarec_ray.retrieve.retriever import Retriever
 from mmsrarec_ray.retrieve.segments import LIBRARIES
 from mmsrarec_ray.retrieve.stage import Retrieve
@@ -246,7 +246,7 @@ class MmsraRecRecipe(RetrievalRecipe):
 
     @property
     def requires(self) -> list[Stage]:
-        return [*speaks_of(self.config), Retrieve(self.config), TuneRecommender(self.config)]
+        return [*keyword_stages(self.config), Retrieve(self.config), TuneRecommender(self.config)]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -286,7 +286,7 @@ class MmsraRecRecipe(RetrievalRecipe):
 
     def answers(self, inputs: dict[str, Artefact]) -> Answers:
         """Those of the same model, asked in the same way about the same items."""
-        parts = ("dataset", *(stage.artefact for stage in speaks_of(self.config)), "recommender")
+        parts = ("dataset", *(stage.artefact for stage in keyword_stages(self.config)), "recommender")
         made_from = {name: inputs[name].manifest.digest for name in parts}
         decides = [self._asking(), code_fingerprint(self.code), self.engine(), made_from]
         folder = Run.at(self.config.run).folder / "answers" / fingerprint(decides)

@@ -33,13 +33,13 @@ _SPLITS = ("train", "validation")
 _SCALED = 1_000  # training contexts that the levels of evidence are made from, at most
 
 
-def speaks_of(config: Config) -> list[Stage]:
-    """The stage that makes what stands for items in prompts: keywords, and none where that is their titles."""
+def keyword_stages(config: Config) -> list[Stage]:
+    """What makes the keywords of prompts: nothing where titles stand for items."""
     return [] if config.rank.said == "titles" else [Summarize(config)]
 
 
 def keywords_in(inputs: dict[str, Artefact]) -> Folder | None:
-    """The keywords among a stage's inputs; None where `speaks_of` asks for none."""
+    """The keywords among a stage's inputs; None where there are none."""
     return inputs[Summarize.artefact].folder if Summarize.artefact in inputs else None
 
 
@@ -59,7 +59,7 @@ class TuneRecommender(Stage):
     )
 
     def requires(self) -> list[Stage]:
-        return [Prepare(self.config), *speaks_of(self.config), Retrieve(self.config)]
+        return [Prepare(self.config), *keyword_stages(self.config), Retrieve(self.config)]
 
     def settings(self) -> dict[str, Any]:
         c = self.config
