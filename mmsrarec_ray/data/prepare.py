@@ -131,8 +131,8 @@ class _Work:
         self.staging, self.gone = Staging(out), ray.put(deletions)
         self.failed, self.partitions = self.staging.failures, out / "staging" / "interactions"
         self.counts = Counter[str]()
-        self.lost = np.zeros(0, np.int64)  # order numbers of items whose id stood before
-        self.ids = pa.array([], pa.string())
+        self.lost = self.kept = np.zeros(0, np.int64)  # ORDER of items whose id stood before, and of all others, sorted
+        self.ids = pa.array([], pa.string())  # of the items kept
 
     def items(self) -> None:
         """Check the items and stage them in parts; find ids that come twice."""
@@ -150,9 +150,10 @@ class _Work:
             )
         ]
         replace_part(self.failed, "duplicates", failures("items", later["item_id"], later, problems))
-        self.lost = later[ORDER].to_numpy()
+        self.lost = np.sort(later[ORDER].to_numpy())
         kept = places.filter(pc.invert(pc.is_in(places[ORDER], value_set=pa.array(self.lost, pa.int64()))))
-        self.ids = pa.array(kept.sort_by(ORDER)["item_id"].to_pylist(), pa.string())
+        kept = kept.sort_by(ORDER)
+        self.kept, self.ids = kept[ORDER].to_numpy(), pa.array(kept["item_id"].to_pylist(), pa.string())
         if not len(self.ids):
             raise InputError(f"{self.source.items.folder.path}: no item can be used. {self._first_failure()}")
 
@@ -182,11 +183,12 @@ class _Work:
 
     def publish(self) -> tuple[dict[str, int], dict[str, Any]]:
         """Filter to the core, split, write the tables; returns the counts and the statistics."""
-        core = CoreSettings(self.config.data.k_core_user, self.config.data.k_core_item)
-        in_core = k_core(self.partitions, self.ids, core)
-        rules = InteractionRules(self.config.split, core, self.ids, in_core)
+        settings = CoreSettings(self.config.data.k_core_user, self.config.data.k_core_item)
+        in_core = k_core(self.partitions, self.ids, settings)
+        rules = InteractionRules(self.config.split, settings, self.ids, in_core)
         interactions, lengths = publish_interactions(self.partitions, rules, self.out)
-        items = publish_items(self.staging.items, self.lost, self.ids, in_core, self.config.split, self.out)
+        core = self.kept[in_core]
+        items = publish_items(self.staging.items, self.lost, core, self.ids, self.config.split, self.out)
         counts = self._sum_up(interactions, items)
         if counts["interactions_in"] and not counts["interactions_out"]:
             raise InputError(f"no interaction is left: {counts}. {self._first_failure()}")

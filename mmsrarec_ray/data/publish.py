@@ -141,26 +141,26 @@ def _split(
 
 
 def publish_items(
-    staged: Folder, lost: np.ndarray, ids: pa.Array, in_core: np.ndarray, split: Split, out: Folder
+    staged: Folder, lost: np.ndarray, core: np.ndarray, ids: pa.Array, split: Split, out: Folder
 ) -> Counter[str]:
-    """Write items/. lost: ORDER of rows to leave out. in_core: bool, a value an id of `ids`. Returns counts."""
+    """Write items/. lost, core: ORDER of rows to leave out, and of those in the core, int64, sorted; ids: of all items
+    that go out. Returns counts."""
     hashes = splits.hashes(ids.to_pylist(), split.seed, "item")
     ratio = splits.RatioSplit.of(hashes, split.item_validation, split.item_test)
-    core = ray.put(ids.filter(pa.array(in_core)))
     totals = Counter[str]()
-    for counts in _each(_write_items, staged.files(), staged, ray.put(lost), core, ratio, split.seed, out):
+    for counts in _each(_write_items, staged.files(), staged, ray.put(lost), ray.put(core), ratio, split.seed, out):
         totals.update(counts)
     return totals
 
 
 def _write_items(
-    name: str, staged: Folder, lost: np.ndarray, core: pa.Array, ratio: splits.RatioSplit, seed: int, out: Folder
+    name: str, staged: Folder, lost: np.ndarray, core: np.ndarray, ratio: splits.RatioSplit, seed: int, out: Folder
 ) -> Counter[str]:
     table = read_part(staged, name)
-    table = table.filter(pc.invert(pc.is_in(table[ORDER], value_set=pa.array(lost, pa.int64()))))
+    table = table.filter(pa.array(~_among(table, lost)))
     names = ratio.names(splits.hashes(table["item_id"].to_pylist(), seed, "item"))
     table = table.append_column("split", pa.array(names, pa.string()))
-    table = table.append_column("in_core", pc.is_in(table["item_id"], value_set=core))
+    table = table.append_column("in_core", pa.array(_among(table, core)))
     items = table.select(ITEMS.names).cast(ITEMS)
     write_part(out / "items", items, ["item_id"], _GROUP)
     on_the_web = pc.match_substring_regex(items["image_uri"], WEB_ADDRESS)
@@ -170,3 +170,12 @@ def _write_items(
         "missing_texts": pc.and_(pc.is_null(items["title"]), pc.is_null(items["text"])),
     }
     return Counter(out=items.num_rows, **{name: pc.sum(rows).as_py() or 0 for name, rows in counted.items()})
+
+
+def _among(table: pa.Table, orders: np.ndarray) -> np.ndarray:
+    """Which rows have one of these ORDERs: bool (n,). orders: int64, sorted; looked up where they lie, since parts of
+    fetched pictures are small and many, and a hash table of the catalogue for each would cost its square."""
+    wanted = table[ORDER].to_numpy()
+    if not len(orders):
+        return np.zeros(len(wanted), bool)
+    return orders[np.minimum(np.searchsorted(orders, wanted), len(orders) - 1)] == wanted
