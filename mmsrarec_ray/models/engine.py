@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from mmsrarec_ray.config import Config
 from mmsrarec_ray.errors import ConfigError
@@ -35,7 +37,8 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
 
     Requests hold `tokenized_prompt`, `multimodal_data` and `sampling_params`: prompts arrive as tokens and pictures
     decoded, so of ray.data.llm only the engine stage is left. With `model`, a folder, a request is answered by that
-    adapter. answer: what is kept of each row. engine: further arguments of vLLM's engine.
+    adapter. answer: what is kept of each row, which has what vLLM answered besides, or `ERROR` alone. engine: further
+    arguments of vLLM's engine.
     """
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -62,9 +65,12 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
         tokenize_stage=off,
         detokenize_stage=off,
     )
-    built = build_processor(processor, postprocess=answer)
+    built = build_processor(processor)
+    built.preprocess = built.postprocess = None
+    stage = built.get_stage_by_name(_STAGE)
+    stage.fn = _answering(stage.fn, answer)
     # Left alone, Ray Data starts an engine that dies again and again.
-    built.get_stage_by_name(_STAGE).map_batches_kwargs["max_restarts"] = settings.max_restarts
+    stage.map_batches_kwargs |= {"batch_format": "pyarrow", "max_restarts": settings.max_restarts}
     room = ray.data.ExecutionResources.for_limits(
         object_store_memory=settings.concurrency * settings.object_store_mib * 2**20
     )
@@ -75,6 +81,23 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
         return built(requests)
 
     return ask
+
+
+def _answering(engine: type, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> type:
+    """The actor of an engine that takes a table of requests and gives answers alone.
+
+    Left alone, ray.data.llm packs each request into one column in a task before, gives it out again with the answer,
+    picture and tokens too, and unpacks it in a task behind.
+    """
+
+    # By this name `engines_heard` knows the actor.
+    class vLLMEngineStageAnswers(engine):  # noqa: N801
+        async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list]]:
+            async for done in super().__call__({self.data_column: batch.to_pylist()}):
+                answers = [answer(row) for row in done[self.data_column]]
+                yield {name: [each[name] for each in answers] for name in (answers[0] if answers else ())}
+
+    return vLLMEngineStageAnswers
 
 
 def adapter_arguments(lora: Lora) -> dict[str, Any]:

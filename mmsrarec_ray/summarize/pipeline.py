@@ -33,7 +33,10 @@ _REQUEST_COLUMNS = (
     *("item_id", "content_hash", "has_image", "has_text"),
     *("tokenized_prompt", "multimodal_data", "sampling_params", ERROR),
 )
-_ANSWER_COLUMNS = ("item_id", "content_hash", "has_image", "has_text", "generated_text", "num_generated_tokens")
+_ANSWER_COLUMNS = (
+    *("item_id", "content_hash", "has_image", "has_text"),
+    *("generated_text", "num_generated_tokens", ERROR),
+)
 _PART = pa.schema([("summarised", pa.int64()), ("errors", pa.list_(pa.string())), ("tokens", pa.int64())])
 
 
@@ -128,11 +131,11 @@ class _Render:
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in _ANSWER_COLUMNS}
+    return {name: row.get(name) for name in _ANSWER_COLUMNS}
 
 
 def _write(batch: dict[str, np.ndarray], recipe: Recipe, out: Folder) -> pa.Table:
-    """Parse answers and write them. batch: the columns of `_answer`, and the error, '' where there is none.
+    """Parse answers and write them. batch: the columns of `_answer`.
 
     Returns one row: how many were summarised, the error class of each that failed, and the tokens.
     """
