@@ -143,7 +143,7 @@ def scored(
 ) -> np.ndarray:
     """What the model says of a context's candidates, logit of yes less that of no: float32 (n,)."""
     asker = writer.asker
-    [signs] = material.signs(asked.users[[row]], [asked.histories[row]], [asked.votes[row]], [candidates])
+    [signs] = material.signs(asked.asking.take(np.array([row])), [candidates])
     lines = asker.user(asked.histories[row], asked.neighbours[row], liked)
     examples = []
     for number, said in zip(candidates.tolist(), material.scale.lines(signs), strict=True):

@@ -49,6 +49,7 @@ def write(config: Config, steps: int, out: Folder) -> None:
         np.arange(n),
         np.full(n, length),
         np.zeros(n, np.int64),
+        np.zeros((n, 1), np.float32),
         [sequence[:-1].astype(np.int64) for sequence in sequences],
         [rng.choice(ITEMS, near, replace=False) for _ in range(n)],
         [{}] * n,

@@ -21,7 +21,7 @@ SETTINGS = (
         "rank.shortlist=6",
         "rank.candidate=image",
         "rank.liked=3",
-        "rank.evidence=[cooccurrence, segments, moments, popularity]",
+        "rank.evidence=[cooccurrence, encoder, segments, moments, popularity]",
     ),
     *("retrieve.voters=20", "evaluate.methods=[popularity, mmsrarec, mmsrarec+retrieval]"),
     *("evaluate.bootstrap=200", "evaluate.ks=[1, 5]"),

@@ -81,6 +81,7 @@ CONTEXTS = pa.schema(
         pa.field("cut", pa.int32(), nullable=False),  # length of the history: the item at this position is asked for
         pa.field("split", pa.string(), nullable=False),  # train, validation or test
         pa.field("fold", pa.int32(), nullable=False),  # whose encoder and index: -1 those of all training users
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),  # what that encoder makes of the history
         pa.field("history", pa.list_(pa.string()), nullable=False),  # the last n items, the newest last
         pa.field(
             "neighbours",  # the nearest first

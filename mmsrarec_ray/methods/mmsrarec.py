@@ -12,7 +12,8 @@ from mmsrarec_ray.methods.base import Dataset, Method, best, chunk_of, masked
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.answers import Answers
 from mmsrarec_ray.rank.catalogue import Catalogue
-from mmsrarec_ray.rank.evidence import Scale, Signs
+from mmsrarec_ray.rank.evidence import Asking, Scale, Signs
+from mmsrarec_ray.rank.expectation import FoldedTables
 from mmsrarec_ray.rank.score import Questions, score
 from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.contexts import votes
@@ -56,8 +57,15 @@ class MmsraRec(Method):
 
     def learn(self, dataset: Dataset) -> None:
         self.retrieval.fit(dataset)
-        together = self.retrieval.retriever.cooccurrence
-        self.signs = Signs(self.config.rank.evidence, dataset.train, together, dataset.n_items, self.segments)
+        retriever = self.retrieval.retriever
+        self.signs = Signs(
+            self.config.rank.evidence,
+            dataset.train,
+            retriever.cooccurrence,
+            dataset.n_items,
+            FoldedTables.whole(retriever.encoder),
+            self.segments,
+        )
         self.later: Questions | None = None
         if self.ahead:
             cases, candidates = self.ahead(dataset)
@@ -115,12 +123,14 @@ class MmsraRec(Method):
 
     def _questions(self, queries: Queries, candidates: list[np.ndarray], users: np.ndarray) -> Questions:
         settings, retriever = self.config.retrieve, self.retrieval.retriever
-        found = retriever.nearest(queries, max(settings.neighbours, settings.voters))
+        vectors = retriever.encoder.encode(queries)
+        found = retriever.near(queries, vectors, max(settings.neighbours, settings.voters))
         moments = retriever.index.moments
         neighbours = [moments.next_items[row[row >= 0]] for row in found.first(settings.neighbours).rows]
         histories = [row[row >= 0] for row in queries.histories.last(settings.history, -1)]
         counted = votes(moments, found.first(settings.voters), settings.vote_temperature)
-        evidence = [self.scale.lines(signs) for signs in self.signs(users, histories, counted, candidates)]
+        asking = Asking(users, histories, counted, vectors)
+        evidence = [self.scale.lines(signs) for signs in self.signs(asking, candidates)]
         liked: list[list[str]] = [[] for _ in histories]
         if self.segments and self.config.rank.liked:
             liked = self.segments.liked(histories, self.config.rank.liked)

@@ -10,20 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmsrarec_ray.data.log import Log
-from mmsrarec_ray.rank.evidence import Votes
+from mmsrarec_ray.rank.evidence import Asking, Votes
 
 
 @dataclass(frozen=True)
 class Contexts:
     """Rows of CONTEXTS by numbers, as `data.log.Log` gives them.
 
-    users, cuts, folds: int64 (n,); histories: the last items, the newest last, int64 (h,) each; neighbours: what
-    similar moments chose next, the most similar first, int64 (k,) each; votes: what more of them chose next.
+    users, cuts, folds: int64 (n,); vectors: what the fold's encoder makes of the histories, float32 (n, dim);
+    histories: the last items, the newest last, int64 (h,) each; neighbours: what similar moments chose next, the most
+    similar first, int64 (k,) each; votes: what more of them chose next.
     """
 
     users: np.ndarray
     cuts: np.ndarray
     folds: np.ndarray
+    vectors: np.ndarray
     histories: list[np.ndarray]
     neighbours: list[np.ndarray]
     votes: list[Votes]
@@ -40,6 +42,9 @@ class Contexts:
             pc.index_in(table["user_id"], value_set=log.users).to_numpy().astype(np.int64),
             table["cut"].to_numpy().astype(np.int64),
             table["fold"].to_numpy().astype(np.int64),
+            table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+            if table.num_rows
+            else np.zeros((0, 0), np.float32),
             _divided(history, _numbers(log, history.flatten())),
             _divided(neighbours, _numbers(log, neighbours.flatten().field("next_item_id"))),
             [dict(zip(*(one.tolist() for one in pair), strict=True)) for pair in zip(voted, shares, strict=True)],
@@ -47,6 +52,11 @@ class Contexts:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def asking(self) -> Asking:
+        """As evidence sees them."""
+        return Asking(self.users, self.histories, self.votes, self.vectors, self.folds)
 
 
 def _numbers(log: Log, ids: pa.Array) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What others say of a candidate, in words: the paper's retrieval (section 3.2) does not look at the candidate.
 
-Four kinds, each a number that only compares candidates, told as a level from 0 to 9 that a model can read. Level n of
+Five kinds, each a number that only compares candidates, told as a level from 0 to 9 that a model can read. Level n of
 a sign that is there at all: one in 2^n or fewer random items of the core, put to training users, has as strong a one.
 """
 
@@ -15,15 +15,17 @@ from typing import Literal
 import numpy as np
 
 from mmsrarec_ray.data.log import Sequences
+from mmsrarec_ray.rank.expectation import FoldedTables
 from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.store import Folder
 
-Kind = Literal["cooccurrence", "segments", "moments", "popularity"]
+Kind = Literal["cooccurrence", "encoder", "segments", "moments", "popularity"]
 LEVELS = 10
 SCALE = "evidence.json"
 _SAID: dict[Kind, str] = {
     "cooccurrence": "with this history",
+    "encoder": "after such a history",
     "segments": "for its keywords",
     "moments": "by similar users",
     "popularity": "by all users",
@@ -38,42 +40,59 @@ Votes = Mapping[int, float]
 
 
 @dataclass(frozen=True)
+class Asking:
+    """Users at a moment.
+
+    users: int64 (n,), by number, NOBODY for one that the dataset does not have. A training user's own interactions are
+    left out of the counts: else its positive would be known by its own trace, and later it would be told of otherwise
+    than when the ranker learnt; histories: items by number, the newest last, an array for each; votes: of the similar
+    moments; vectors: what the encoder makes of whole histories, float32 (n, dim); folds: int64 (n,), whose segments and
+    encoder are asked, None: those of all users.
+    """
+
+    users: np.ndarray
+    histories: Sequence[np.ndarray]
+    votes: Sequence[Votes]
+    vectors: np.ndarray
+    folds: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Asking:
+        """These rows, in this order: int64 (m,)."""
+        return Asking(
+            self.users[rows],
+            [self.histories[row] for row in rows],
+            [self.votes[row] for row in rows],
+            self.vectors[rows],
+            None if self.folds is None else self.folds[rows],
+        )
+
+
+@dataclass(frozen=True)
 class Signs:
     """How strong each kind of evidence is, from the training users' log.
 
-    train: the training sequences; together: the pairs of all of them; n_items: of the dataset; segments: None where no
-    kind asks them.
+    train: the training sequences; together: the pairs of all of them; n_items: of the dataset; tables: of the
+    retriever's encoders; segments; both None where no kind asks them.
     """
 
     kinds: tuple[Kind, ...]
     train: Sequences
     together: Cooccurrence
     n_items: int
+    tables: FoldedTables | None = None
     segments: FoldedSegments | None = None
 
-    def __call__(
-        self,
-        users: np.ndarray,
-        histories: Sequence[np.ndarray],
-        votes: Sequence[Votes],
-        candidates: Sequence[np.ndarray],
-        folds: np.ndarray | None = None,
-    ) -> list[np.ndarray]:
-        """Signs of each context's candidates: float64 (kinds, c) each.
-
-        users: int64 (contexts,), by number, NOBODY for one that the dataset does not have. A training user's own
-        interactions are left out of the counts: else its positive would be known by its own trace, and later it would
-        be told of otherwise than when the ranker learnt; histories, candidates: items by number, the newest last, an
-        array for each context; folds: int64 (contexts,), whose segments are asked, None: those of all users.
-        """
-        own = self.train.of_users(users)
+    def __call__(self, asking: Asking, candidates: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Signs of each user's candidates: float64 (kinds, c) each. candidates: items by number, an array for each."""
+        own = self.train.of_users(asking.users)
         sizes = [len(each) for each in candidates]
         rows = np.repeat(np.arange(len(sizes)), sizes)
         items = np.concatenate([np.zeros(0, np.int64), *candidates]).astype(np.int64)
         found = {
-            "cooccurrence": lambda: self._together(histories, rows, items, own),
-            "segments": lambda: self._likelier(histories, rows, items, folds),
-            "moments": lambda: _voted(votes, rows, items),
+            "cooccurrence": lambda: self._together(asking.histories, rows, items, own),
+            "encoder": lambda: self._likely(asking, rows, items),
+            "segments": lambda: self._likelier(asking, rows, items),
+            "moments": lambda: _voted(asking.votes, rows, items),
             "popularity": lambda: self._counts[items] - _own_counts(own, rows, items),
         }
         signs = np.array([found[kind]() for kind in self.kinds], np.float64).reshape(len(self.kinds), len(items))
@@ -99,12 +118,15 @@ class Signs:
         total = np.bincount(pair, weight, len(rows))
         return np.bincount(pair, weight * count / followers, len(rows)) / np.maximum(total, 1e-12)
 
-    def _likelier(
-        self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, folds: np.ndarray | None
-    ) -> np.ndarray:
+    def _likely(self, asking: Asking, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """P(candidate next) by the retriever's encoder: float64 (p,)."""
+        assert self.tables is not None
+        return self.tables.likely(asking.vectors, rows, items, asking.folds)
+
+    def _likelier(self, asking: Asking, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """How many times likelier users of the same segments choose an item than all users do: float64 (p,)."""
         assert self.segments is not None
-        return np.exp(self.segments.lifts_of(histories, rows, items, folds))
+        return np.exp(self.segments.lifts_of(asking.histories, rows, items, asking.folds))
 
 
 def _voted(votes: Sequence[Votes], rows: np.ndarray, items: np.ndarray) -> np.ndarray:

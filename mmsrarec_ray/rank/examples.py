@@ -121,7 +121,7 @@ def scale_of(config: Config, log: Log, signs: Signs, contexts: Contexts) -> Scal
     rng = np.random.default_rng([config.tune_recommender.seed, 11])
     core = np.flatnonzero(log.in_core)
     candidates = [rng.choice(core, min(len(core), _DRAWN), replace=False) for _ in range(len(contexts))]
-    found = signs(contexts.users, contexts.histories, contexts.votes, candidates, contexts.folds)
+    found = signs(contexts.asking, candidates)
     return Scale.of(signs.kinds, np.concatenate(found, axis=1))
 
 
@@ -174,13 +174,7 @@ class Writer:
         a user never touched, or a question does not fit the model."""
         lessons = [lesson for row in range(len(contexts)) for lesson in self._lessons(contexts, row, learnt)]
         rows = np.array([lesson.row for lesson in lessons], np.int64)
-        signs = self.source.signs(
-            contexts.users[rows],
-            [contexts.histories[row] for row in rows],
-            [contexts.votes[row] for row in rows],
-            [lesson.candidates for lesson in lessons],
-            contexts.folds[rows],
-        )
+        signs = self.source.signs(contexts.asking.take(rows), [lesson.candidates for lesson in lessons])
         liked = self.source.liked(contexts)
         return [
             {

@@ -19,6 +19,7 @@ from mmsrarec_ray.rank.catalogue import Catalogue
 from mmsrarec_ray.rank.contexts import Contexts
 from mmsrarec_ray.rank.evidence import Signs
 from mmsrarec_ray.rank.examples import Source, scale_of, write_examples
+from mmsrarec_ray.rank.expectation import FoldedTables
 from mmsrarec_ray.rank.prompts import INSTRUCTIONS
 from mmsrarec_ray.rank.segments import learn_segments, wanted, write_segments
 from mmsrarec_ray.rank.tune import Task, check_positions, work
@@ -51,7 +52,7 @@ class TuneRecommender(Stage):
     scratch: ClassVar[tuple[str, ...]] = TRAINING
     code: ClassVar[tuple[str, ...]] = (
         *("rank/stage", "rank/prompts", "rank/catalogue", "rank/ask", "rank/contexts", "rank/evidence"),
-        *("rank/segments", "rank/examples", "rank/packing", "rank/head", "rank/tune"),
+        *("rank/expectation", "rank/segments", "rank/examples", "rank/packing", "rank/head", "rank/tune"),
         *("adapters", "workers", "retrieve/segments", "retrieve/moments", "retrieve/cooccurrence"),
         *("retrieve/retriever", "retrieve/index", "retrieve/encoders"),
         *("data/schemas", "data/log", "data/negatives", "data/splits", "data/parts", "data/frames", "data/images"),
@@ -119,7 +120,8 @@ class TuneRecommender(Stage):
         log, retriever = read_log(dataset), inputs["retriever"].folder
         segments = learn_segments(self.config, log, dataset, keywords)
         together = Retriever.load(retriever, memory_map=True).cooccurrence
-        signs = Signs(rank.evidence, log.training, together, log.n_items, segments)
+        tables = FoldedTables.read(retriever) if "encoder" in rank.evidence else None
+        signs = Signs(rank.evidence, log.training, together, log.n_items, tables, segments)
         first = next(name for name in (retriever / "contexts").files() if name.startswith("train"))
         some = Contexts.of(log, read_part(retriever / "contexts", first).slice(0, _SCALED))
         return Source(self.config, log, catalogue, signs, scale_of(self.config, log, signs, some))

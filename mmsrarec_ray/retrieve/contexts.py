@@ -56,9 +56,17 @@ def votes(moments: Moments, found: Neighbours, temperature: float) -> list[dict[
 
 
 def contexts_table(
-    log: Log, cases: Cases, split: str, fold: int, moments: Moments, found: Neighbours, settings: Retrieve
+    log: Log,
+    cases: Cases,
+    vectors: np.ndarray,
+    split: str,
+    fold: int,
+    moments: Moments,
+    found: Neighbours,
+    settings: Retrieve,
 ) -> pa.Table:
-    """Rows of CONTEXTS. found: at least `neighbours` and `voters` of each case."""
+    """Rows of CONTEXTS. vectors: float32 (cases, dim), what the fold's encoder makes of the histories; found: at least
+    `neighbours` and `voters` of each case."""
     histories = cases.queries.histories
     last = histories.last(settings.history, -1)
     counted = votes(moments, found.first(settings.voters), settings.vote_temperature)
@@ -68,6 +76,7 @@ def contexts_table(
             "cut": histories.lengths.astype(np.int32),
             "split": pa.repeat(split, len(cases)),
             "fold": np.full(len(cases), fold, np.int32),
+            "vector": _lists(np.ones(vectors.shape, bool), pa.array(vectors.ravel())),
             "history": _lists(last >= 0, log.items.take(pa.array(last[last >= 0]))),
             "neighbours": _neighbours(log, moments, found.first(settings.neighbours)),
             "votes": _votes(log, counted),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from mmsrarec_ray.data.log import Queries
@@ -15,6 +16,7 @@ from mmsrarec_ray.retrieve.index import MomentIndex, Neighbours
 from mmsrarec_ray.store import Folder
 
 ABOUT, ITEMS, PAIRS = "retriever.json", "items.parquet", "cooccurrence.parquet"
+ENCODER, FOLDS = "encoder", "folds"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Retriever:
         about = json.loads(folder.read_bytes(ABOUT))
         items = read_part(folder, ITEMS)["item_id"].combine_chunks()
         return cls(
-            load_encoder(folder / "encoder"),
+            load_encoder(folder / ENCODER),
             MomentIndex.load(folder / "index", memory_map),
             Cooccurrence.read(read_part(folder, PAIRS), items, about["window"]),
             items,
@@ -43,8 +45,12 @@ class Retriever:
     def nearest(self, queries: Queries, k: int) -> Neighbours:
         """The k most similar moments of other users: row numbers int64 (n, k), -1 where there are fewer, and cosine
         float32 (n, k). A history without a known item is nobody's neighbour: it has none."""
+        return self.near(queries, self.encoder.encode(queries), k)
+
+    def near(self, queries: Queries, vectors: np.ndarray, k: int) -> Neighbours:
+        """As `nearest`. vectors: of the queries, float32 (n, dim), as the encoder gives them."""
         before = queries.now if self.timed else None
-        vectors = self.encoder.encode(queries)
         known = self.encoder.vocabulary.known(queries.histories)
-        vectors[known.lengths == 0] = 0  # what the encoder says of nothing is what it says of everybody
+        # What the encoder says of nothing is what it says of everybody.
+        vectors = np.where(known.lengths[:, None] == 0, np.float32(0), vectors)
         return self.index.search(vectors, k, queries.histories.users, before)

@@ -24,7 +24,7 @@ from mmsrarec_ray.retrieve.fit import EncoderTask, finished, read_training
 from mmsrarec_ray.retrieve.folders import encoder_folder, name_of
 from mmsrarec_ray.retrieve.index import MomentIndex, Moments
 from mmsrarec_ray.retrieve.moments import ALL_USERS, folds_of, last_cuts, moments
-from mmsrarec_ray.retrieve.retriever import ABOUT, ITEMS, PAIRS, Retriever
+from mmsrarec_ray.retrieve.retriever import ABOUT, ENCODER, FOLDS, ITEMS, PAIRS, Retriever
 from mmsrarec_ray.retrieve.train import train_encoders
 from mmsrarec_ray.store import Artefact, Folder, Run
 
@@ -138,7 +138,9 @@ class _Work:
 
     def save(self, index: MomentIndex) -> None:
         """Everything but the contexts."""
-        self.encoder(ALL_USERS).save(self.out / "encoder")
+        self.encoder(ALL_USERS).save(self.out / ENCODER)
+        for fold in range(self.config.retrieve.folds):
+            self.encoder(fold).save(self.out / FOLDS / str(fold))
         index.save(self.out / "index")
         self.out.write_bytes(PAIRS, to_parquet(self.together.table(self.log.items)))
         self.out.write_bytes(ITEMS, to_parquet(pa.table({"item_id": self.log.items})))
@@ -163,8 +165,9 @@ class _Work:
         retriever = Retriever(self.encoder(fold), index, self.together, self.log.items, self.timed)
         progress = Progress("retrieve", len(cases), f"{split} contexts")
         for number, part in enumerate(_parts(cases)):
-            found = retriever.nearest(part.queries, max(settings.neighbours, settings.voters))
-            table = contexts_table(self.log, part, split, fold, index.moments, found, settings)
+            vectors = retriever.encoder.encode(part.queries)
+            found = retriever.near(part.queries, vectors, max(settings.neighbours, settings.voters))
+            table = contexts_table(self.log, part, vectors, split, fold, index.moments, found, settings)
             name = f"{split}-{max(fold, 0)}-{number:05d}.parquet"
             (self.out / "contexts").write_bytes(name, to_parquet(table))
             near = found.first(settings.neighbours)

@@ -15,7 +15,8 @@ from mmsrarec_ray.methods.base import Dataset, best
 from mmsrarec_ray.methods.neighbours import DECAY
 from mmsrarec_ray.methods.retrieval import Retrieval
 from mmsrarec_ray.rank.catalogue import Catalogue
-from mmsrarec_ray.rank.evidence import NOBODY, Scale, Signs
+from mmsrarec_ray.rank.evidence import NOBODY, Asking, Scale, Signs
+from mmsrarec_ray.rank.expectation import FoldedTables
 from mmsrarec_ray.rank.segments import FoldedSegments, heard, read_segments
 from mmsrarec_ray.retrieve.contexts import votes
 from mmsrarec_ray.retrieve.index import Neighbours
@@ -80,13 +81,14 @@ class Found:
 
 @dataclass(frozen=True)
 class _Case:
-    """A user at this moment: user, NOBODY if the bundle does not know it; history, numbers of items; found: the most
-    similar moments, one row; chosen, together: the two parts of retrieval, and retrieved, its scores, float64 (items
-    of the bundle,); near: cosine of keywords, and scores, of both, float64 (all items,); by_words: the items that
-    keywords may find, bool (all items,)."""
+    """A user at this moment: user, NOBODY if the bundle does not know it; history, numbers of items; vector: what the
+    encoder makes of it, float32 (1, dim); found: the most similar moments, one row; chosen, together: the two parts of
+    retrieval, and retrieved, its scores, float64 (items of the bundle,); near: cosine of keywords, and scores, of both,
+    float64 (all items,); by_words: the items that keywords may find, bool (all items,)."""
 
     user: int
     history: list[int]
+    vector: np.ndarray
     found: Neighbours
     chosen: np.ndarray
     together: np.ndarray
@@ -125,7 +127,8 @@ class Finder:
         self.counts = dataset.counts
         self.retrieval = Retrieval(config.methods.retrieval, self.retriever)
         self.retrieval.fit(dataset)
-        self.signs = Signs(config.rank.evidence, log.training, retriever.cooccurrence, log.n_items, segments)
+        tables = FoldedTables.whole(retriever.encoder)
+        self.signs = Signs(config.rank.evidence, log.training, retriever.cooccurrence, log.n_items, tables, segments)
         self.scale = scale
         self.words = KeywordIndex(catalogue.words.to_pylist())
 
@@ -199,7 +202,8 @@ class Finder:
         queries = Queries(Sequences.of([old], np.array([user])), np.array([_NOW]))
         shown = self.config.retrieve
         most = max(self.config.methods.retrieval.neighbours, shown.neighbours, shown.voters)
-        found = self.retriever.nearest(queries, most)
+        vector = self.retriever.encoder.encode(queries)
+        found = self.retriever.near(queries, vector, most)
         chosen, together = self.retrieval.parts(queries, found.first(self.config.methods.retrieval.neighbours))
         near = self.words.cosines(self._profile(history))
         by_words = np.ones(len(self.catalogue), bool)
@@ -208,7 +212,7 @@ class Finder:
         [retrieved] = self.retrieval.fused(chosen, together)
         scores = _NEAR * np.where(by_words, near, 0)
         scores[:known] += retrieved
-        return _Case(user, history, found, chosen[0], together[0], retrieved, near, scores, by_words)
+        return _Case(user, history, vector, found, chosen[0], together[0], retrieved, near, scores, by_words)
 
     def _profile(self, history: list[int]) -> dict[str, float]:
         recent = history[-self.config.retrieve.history :]
@@ -251,7 +255,8 @@ class Finder:
         [counted] = votes(self.moments.moments, case.found.first(settings.voters), settings.vote_temperature)
         asked = np.array(numbers, np.int64)
         signs = np.zeros((len(self.signs.kinds), len(numbers)))
-        [signs[:, asked < known]] = self.signs(np.array([case.user]), [history], [counted], [asked[asked < known]])
+        asking = Asking(np.array([case.user]), [history], [counted], case.vector)
+        [signs[:, asked < known]] = self.signs(asking, [asked[asked < known]])
         put = np.array([self.catalogue.learnt(number) for number in numbers], bool)
         if put.any() and self.signs.segments and "segments" in self.signs.kinds:
             halves = list(zip(*(self._heard(number) for number in asked[put].tolist()), strict=True))

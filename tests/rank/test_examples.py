@@ -74,12 +74,13 @@ def written(
     catalogue = world.catalogue()
     split = np.array([0, 0, *(2 for _ in later)] * USERS, np.uint8)
     log = Log(catalogue.ids, np.ones(ITEMS, bool), users, sequences, split, not later)
-    signs = Signs(settings.rank.evidence, log.train(), Cooccurrence.of(sequences, ITEMS, 5), ITEMS, segments)
+    signs = Signs(settings.rank.evidence, log.train(), Cooccurrence.of(sequences, ITEMS, 5), ITEMS, segments=segments)
     scale = Scale({kind: [0.5] * 9 for kind in settings.rank.evidence})
     contexts = Contexts(
         users=np.arange(USERS),
         cuts=np.ones(USERS, np.int64),
         folds=np.zeros(USERS, np.int64),
+        vectors=np.zeros((USERS, 1), np.float32),
         histories=[np.array([0])] * USERS,
         neighbours=[np.array([3, 1])] * USERS,
         votes=[{3: 1.0}] * USERS,

@@ -17,9 +17,10 @@ from mmsrarec_ray.data.parts import read_part
 from mmsrarec_ray.errors import InputError
 from mmsrarec_ray.job import execute
 from mmsrarec_ray.retrieve import stage
+from mmsrarec_ray.retrieve.encoders import load_encoder
 from mmsrarec_ray.retrieve.fit import read_training
-from mmsrarec_ray.retrieve.moments import folds_of
-from mmsrarec_ray.retrieve.retriever import Retriever
+from mmsrarec_ray.retrieve.moments import ALL_USERS, folds_of
+from mmsrarec_ray.retrieve.retriever import ENCODER, FOLDS, Retriever
 from mmsrarec_ray.retrieve.stage import Retrieve
 from mmsrarec_ray.store import Folder, Manifest, Run
 from tests.data.conftest import write_files
@@ -207,6 +208,21 @@ def test_a_published_retriever_is_loaded_whole(retrieved: Retrieved) -> None:
         key = (retrieved.log.users[int(cases.queries.histories.users[0])].as_py(), len(cases.queries.histories[0]))
         expected = [each["user_id"] for each in contexts[key]["neighbours"]]
         assert retrieved.log.users.take(pa.array(users)).to_pylist() == expected
+
+
+def test_contexts_tell_what_the_encoder_that_does_not_know_the_user_makes_of_the_history(retrieved: Retrieved) -> None:
+    folders = {fold: retrieved.folder / FOLDS / str(fold) for fold in range(2)}
+    encoders = {fold: load_encoder(each) for fold, each in folders.items()}
+    encoders[ALL_USERS] = load_encoder(retrieved.folder / ENCODER)
+    numbers = {item: number for number, item in enumerate(retrieved.log.items.to_pylist())}
+    asked: dict[int, list[tuple[list[int], list[float]]]] = {fold: [] for fold in encoders}
+    for (user, cut), context in retrieved.contexts().items():
+        history = [numbers[item] for item in retrieved.history(user)[:cut]]
+        asked[context["fold"]].append((history, context["vector"]))
+    for fold, encoder in encoders.items():
+        histories, vectors = zip(*asked[fold], strict=True)
+        made = encoder.encode(Queries(Sequences.of(histories), np.zeros(len(histories))))
+        np.testing.assert_allclose(made, vectors, atol=1e-6)
 
 
 def test_a_split_by_time_never_looks_ahead(retrieve: Callable[..., Retrieved]) -> None:

@@ -134,7 +134,7 @@ def test_the_ranker_is_told_of_a_training_user_what_others_chose() -> None:
 
 
 def test_the_evaluation_tells_the_same_of_training_users() -> None:
-    kinds = ["popularity", "cooccurrence", "moments"]
+    kinds = ["popularity", "cooccurrence", "encoder", "moments"]
     scale = Scale({kind: np.linspace(0.1, 2.5, 9).tolist() for kind in kinds})
     world = finder(f"rank.evidence=[{','.join(kinds)}]", "retrieve.voters=3", scale=scale)
     train = Sequences.of(list(HISTORIES.values()))

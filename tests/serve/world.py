@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mmsrarec_ray.config import Config, load
 from mmsrarec_ray.data.check import content_hash
@@ -36,6 +37,10 @@ class CountingEncoder:
 
     def __init__(self, train: Sequences, n_items: int):
         self.vocabulary = Vocabulary.of(train, n_items)
+
+    @property
+    def item_table(self) -> torch.Tensor:
+        return torch.eye(self.vocabulary.n_items)[torch.from_numpy(self.vocabulary.items)]
 
     def encode(self, queries: Queries) -> np.ndarray:
         vectors = np.zeros((len(queries), self.vocabulary.n_items), np.float32)
