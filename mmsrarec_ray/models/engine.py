@@ -18,7 +18,7 @@ from mmsrarec_ray.settings import Lora
 ERROR = "__inference_error__"
 """The column in which ray.data.llm says why a row failed; '' where it did not."""
 
-_STAGE = "vLLMEngineStage"
+_STAGE, _ROWS = "vLLMEngineStage", "__data"
 _SAID = re.compile(r"^(?:\((?P<who>\w+)[^)]*\) )?(?:ERROR [^\]]*\] )?(?P<error>[\w.]*(?:Error|Exception): .+)$")
 _TAIL_BYTES = 1 << 18  # of a log: what an engine says last stands near its end
 _PATIENCE_SECONDS = 60
@@ -65,12 +65,10 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
         tokenize_stage=off,
         detokenize_stage=off,
     )
-    built = build_processor(processor)
-    built.preprocess = built.postprocess = None
-    stage = built.get_stage_by_name(_STAGE)
-    stage.fn = _answering(stage.fn, answer)
+    stage = build_processor(processor).get_stage_by_name(_STAGE)
     # Left alone, Ray Data starts an engine that dies again and again.
-    stage.map_batches_kwargs |= {"batch_format": "pyarrow", "max_restarts": settings.max_restarts}
+    stage.map_batches_kwargs["max_restarts"] = settings.max_restarts
+    arguments = stage.get_dataset_map_batches_kwargs(settings.batch_size, _ROWS)
     room = ray.data.ExecutionResources.for_limits(
         object_store_memory=settings.concurrency * settings.object_store_mib * 2**20
     )
@@ -78,7 +76,7 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
     def ask(requests: ray.data.Dataset) -> ray.data.Dataset:
         # Left alone, Ray Data reads and decodes ahead until half of the object store is full.
         requests.context.execution_options.resource_limits = room
-        return built(requests)
+        return requests.map_batches(_answering(stage.fn, answer), batch_format="pyarrow", **arguments)
 
     return ask
 
@@ -93,8 +91,8 @@ def _answering(engine: type, answer: Callable[[dict[str, Any]], dict[str, Any]])
     # By this name `engines_heard` knows the actor.
     class vLLMEngineStageAnswers(engine):  # noqa: N801
         async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list]]:
-            async for done in super().__call__({self.data_column: batch.to_pylist()}):
-                answers = [answer(row) for row in done[self.data_column]]
+            async for done in super().__call__({_ROWS: batch.to_pylist()}):
+                answers = [answer(row) for row in done[_ROWS]]
                 yield {name: [each[name] for each in answers] for name in (answers[0] if answers else ())}
 
     return vLLMEngineStageAnswers
