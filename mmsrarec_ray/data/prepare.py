@@ -131,8 +131,9 @@ class _Work:
         self.staging, self.gone = Staging(out), ray.put(deletions)
         self.failed, self.partitions = self.staging.failures, out / "staging" / "interactions"
         self.counts = Counter[str]()
-        self.lost = self.kept = np.zeros(0, np.int64)  # ORDER of items whose id stood before, and of all others, sorted
-        self.ids = pa.array([], pa.string())  # of the items kept
+        self.lost = np.zeros(0, np.int64)  # ORDER of items whose id stood before, sorted
+        self.kept = np.zeros(0, np.int64)  # of all other items, sorted
+        self.ids = pa.array([], pa.string())  # of these
 
     def items(self) -> None:
         """Check the items and stage them in parts; find ids that come twice."""

@@ -233,15 +233,8 @@ class MmsraRecRecipe(RetrievalRecipe):
     code: tuple[str, ...] = (
         *RetrievalRecipe.code,
         *("methods/mmsrarec", "rank/score", "rank/answers", "rank/ask", "rank/catalogue", "rank/evidence"),
-        *(
-            "rank/expectation",
-            "rank/prompts",
-            "models/engine",
-            "models/load",
-            "models/lora",
-            "summarize/prompts",
-            "data/images",
-        ),
+        *("rank/expectation", "rank/prompts", "models/engine", "models/load", "models/lora"),
+        *("summarize/prompts", "data/images"),
         *("data/frames", "rank/segments", "rank/contexts", "retrieve/segments", "retrieve/contexts"),
         *("retrieve/moments", "summarize/published", "models/pictures"),
     )
