@@ -76,7 +76,8 @@ def asked(config: Config, answer: Callable[[dict[str, Any]], dict[str, Any]], **
     def ask(requests: ray.data.Dataset) -> ray.data.Dataset:
         # Left alone, Ray Data reads and decodes ahead until half of the object store is full.
         requests.context.execution_options.resource_limits = room
-        return requests.map_batches(_answering(stage.fn, answer), batch_format="pyarrow", **arguments)
+        # As ray.data.llm applies its stages: of arguments that are Ray Core's, the public method warns each time.
+        return requests.map_batches_internal(_answering(stage.fn, answer), batch_format="pyarrow", **arguments)
 
     return ask
 
