@@ -57,15 +57,9 @@ class MmsraRec(Method):
 
     def learn(self, dataset: Dataset) -> None:
         self.retrieval.fit(dataset)
-        retriever = self.retrieval.retriever
-        self.signs = Signs(
-            self.config.rank.evidence,
-            dataset.train,
-            retriever.cooccurrence,
-            dataset.n_items,
-            FoldedTables.whole(retriever.encoder),
-            self.segments,
-        )
+        kinds, retriever = self.config.rank.evidence, self.retrieval.retriever
+        tables = FoldedTables.whole(retriever.encoder) if "encoder" in kinds else None
+        self.signs = Signs(kinds, dataset.train, retriever.cooccurrence, dataset.n_items, tables, self.segments)
         self.later: Questions | None = None
         if self.ahead:
             cases, candidates = self.ahead(dataset)

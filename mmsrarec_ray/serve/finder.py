@@ -127,8 +127,9 @@ class Finder:
         self.counts = dataset.counts
         self.retrieval = Retrieval(config.methods.retrieval, self.retriever)
         self.retrieval.fit(dataset)
-        tables = FoldedTables.whole(retriever.encoder)
-        self.signs = Signs(config.rank.evidence, log.training, retriever.cooccurrence, log.n_items, tables, segments)
+        kinds = config.rank.evidence
+        tables = FoldedTables.whole(retriever.encoder) if "encoder" in kinds else None
+        self.signs = Signs(kinds, log.training, retriever.cooccurrence, log.n_items, tables, segments)
         self.scale = scale
         self.words = KeywordIndex(catalogue.words.to_pylist())
 
