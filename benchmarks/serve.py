@@ -217,7 +217,7 @@ def _service(run: str, settings: list[str]) -> FastAPI:
     retriever, nobody = Direct(RetrieverReplica(bundle, config.store)), Direct(NoRanker())
     lane = Lane(config, bundle.summary(), retriever, nobody)
     service = Service(config, lane, None, None, store, nobody, Metrics())
-    return app.create_app(service, Pictures(bundle.config, bundle.folder("dataset"), store), Keys(config))
+    return app.create_app(service, Pictures(bundle.config, [bundle.folder("dataset")], store), Keys(config))
 
 
 def function(run: str, settings: list[str], asked: list[str]) -> Measured:

@@ -236,11 +236,13 @@ def _check_across(config: Config) -> None:
             "serve.fetch.hosts: must name the hosts that may be asked, since whoever puts items says which address is "
             "fetched. Got ()."
         )
-    at_most = config.serve.max_in_flight + config.serve.max_waiting
-    if config.serve.ingress.max_ongoing_requests <= at_most:
+    serve = config.serve
+    at_most = serve.max_in_flight + serve.max_thumbnails + serve.max_waiting
+    if serve.ingress.max_ongoing_requests <= at_most:
         problems.append(
-            f"serve.ingress.max_ongoing_requests: must be above serve.max_in_flight and serve.max_waiting together, "
-            f"{at_most}, so that those who are too many can be told. Got {config.serve.ingress.max_ongoing_requests}."
+            "serve.ingress.max_ongoing_requests: must be above serve.max_in_flight, serve.max_thumbnails and "
+            f"serve.max_waiting together, {at_most}, so that those who are too many can be told. "
+            f"Got {serve.ingress.max_ongoing_requests}."
         )
     for name in ("ingress", "retriever", "ranker", "summariser"):
         scaled = getattr(config.serve, name)

@@ -706,7 +706,7 @@ class Deployment(Replicas):
 class Ingress(Deployment):
     """The deployment that answers HTTP."""
 
-    max_ongoing_requests: PositiveInt = 128
+    max_ongoing_requests: PositiveInt = 160
     """Requests a replica takes at a time; further ones wait."""
 
 
@@ -807,6 +807,8 @@ class Serve(Settings):
     """Of these, places for items without any training interaction, found by their keywords."""
     max_in_flight: PositiveInt = 64
     """Requests that an ingress replica works on at a time; further ones are told to come again (429)."""
+    max_thumbnails: PositiveInt = 32
+    """The same for pictures that are shown small: those of a page take no place of recommendations."""
     retry_after_s: PositiveInt = 1
     """When they are told to come again."""
     summary_wait_ms: PositiveInt = 10_000
@@ -820,7 +822,7 @@ class Serve(Settings):
     read_keys_env: str | None = None
     """The same for readers; null: anybody may read."""
     hosts: tuple[HostName, ...] = ()
-    """Where there are no keys: names, in lower case and without a port, by which the service may be asked beside
+    """Where anybody may read: names, in lower case and without a port, by which the service may be asked beside
     `localhost`, `127.0.0.1` and `[::1]`."""
     trial: Trial = Trial()
     shadow: Shadow = Shadow()

@@ -70,7 +70,7 @@ def create_app(service: Service, pictures: Pictures, keys: Keys) -> FastAPI:
     errors = _Errors(service.metrics)
     _handle_errors(app, errors, service.settings.retry_after_s)
     app.add_middleware(BodyLimit, most=service.settings.limits.body_bytes, refuse=errors.refused)
-    if not keys.there_are:
+    if keys.anybody_reads:
         app.add_middleware(Hosts, hosts=service.settings.hosts, refuse=errors.refused)
     app.add_middleware(Headers, more=_HEADERS)  # the last is the outermost
     return app
@@ -94,7 +94,7 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     async def recommend(request: schemas.RecommendationRequest, after: BackgroundTasks) -> schemas.Recommendations:
         check_recommendation(request, limits)
         service.metrics.asked()
-        with service.admitted():
+        with service.requests.place():
             return await service.recommend(request, after)
 
     @routes.get("/items", summary="Find items by words of their title and keywords")
@@ -115,7 +115,7 @@ def _reading(service: Service, pictures: Pictures) -> APIRouter:
     )
     async def picture(item_id: ItemId) -> Response:
         check_id(item_id, limits)
-        with service.admitted():
+        with service.thumbnails.place():
             content = await pictures.thumbnail(item_id, await service.version(item_id))
         if content is None:
             raise not_found("picture of item", item_id)
@@ -177,7 +177,7 @@ def _writing(service: Service, pictures: Pictures) -> APIRouter:
     async def put_item(item_id: ItemId, item: schemas.ItemIn, response: Response) -> schemas.ItemOut:
         check_id(item_id, limits)
         check_item(item, limits)
-        with service.admitted():
+        with service.requests.place():
             content = await picture_of(item)
             await service.put_item(item_id, item.title, item.text, content)
         stored = await service.summarised(item_id)  # which is no work of this replica's

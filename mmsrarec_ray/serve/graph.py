@@ -47,7 +47,9 @@ class Ingress:
         lanes = {name: Lane(config.serve, each.summary(), *handles[name]) for name, each in bundles.items()}
         beside = lanes.get("trial"), lanes.get("shadow")
         service = Service(config.serve, lanes["main"], *beside, online, summariser, Metrics())
-        pictures = Pictures(config, bundle.folder("dataset"), online)
+        answering = [bundles[name].folder("dataset") for name in ("main", "trial") if name in bundles]
+        datasets = {folder.path: folder for folder in answering}  # often one
+        pictures = Pictures(config, list(datasets.values()), online)
         self._app = create_app(service, pictures, Keys(config.serve))
 
     def __serve_build_asgi_app__(self) -> FastAPI:

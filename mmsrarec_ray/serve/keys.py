@@ -24,8 +24,9 @@ class Keys:
             raise ConfigError("serve.read_keys_env: whoever may not read could write: set serve.write_keys_env too.")
 
     @property
-    def there_are(self) -> bool:
-        return bool(self._writers)
+    def anybody_reads(self) -> bool:
+        """Without a key."""
+        return not self._readers
 
     def check(self, key: str | None, write: bool) -> None:
         """Writers may read. Raises Refused."""

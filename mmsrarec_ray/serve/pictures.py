@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -23,13 +23,13 @@ _T = TypeVar("_T")
 
 
 class Pictures:
-    """Thumbnails of the bundle's items, read from the dataset when they are asked for, and of those in the store. Used
+    """Thumbnails of bundles' items, read from their datasets when they are asked for, and of those in the store. Used
     by one event loop."""
 
-    def __init__(self, config: Config, dataset: Folder, store: Store):
+    def __init__(self, config: Config, datasets: Sequence[Folder], store: Store):
+        """datasets: the first that has an item is asked."""
         self._limits = ImageLimits(config.data.max_image_bytes, config.data.max_image_pixels)
-        items = dataset / "items"
-        self._store, self._rows = store, Rows(items.filesystem, [items.file(name) for name in items.files()])
+        self._store, self._rows = store, [_rows(each / "items") for each in datasets]
         self._threads = ThreadPoolExecutor(_THREADS, "pictures")
         self._made: dict[tuple[str, int | None], asyncio.Future[bytes | None]] = {}  # the last asked for at the end
 
@@ -53,7 +53,8 @@ class Pictures:
 
     def _make(self, item_id: str, version: int | None) -> bytes | None:
         if version is None:
-            row = self._rows.find(item_id, ["image", "image_uri"])
+            found = (rows.find(item_id, ["image", "image_uri"]) for rows in self._rows)
+            row = next(filter(None, found), None)
             return self._shrunk(row) if row else None
         item = self._store.items([item_id]).get(item_id)
         return self._shrunk({"image": item.image, "image_uri": None}) if item else None
@@ -68,3 +69,7 @@ class Pictures:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def _rows(items: Folder) -> Rows:
+    return Rows(items.filesystem, [items.file(name) for name in items.files()])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +17,7 @@ from mmsrarec_ray.serve.lanes import LEAST_SECONDS, Lane, in_share, reason_of, w
 from mmsrarec_ray.serve.look import ItemView
 from mmsrarec_ray.serve.metrics import Metrics
 from mmsrarec_ray.serve.refusal import Refused
+from mmsrarec_ray.serve.room import Room, busy
 from mmsrarec_ray.serve.schemas import (
     CompanionOut,
     EventIn,
@@ -63,25 +63,12 @@ class Service:
         self.settings, self.main, self.trial, self.store, self.metrics = settings, main, trial, store, metrics
         self.shadow = Shadow(settings, shadow, metrics) if shadow else None
         self._summariser = summariser
-        self._in_flight = self._waiting = 0
+        self.requests = Room(settings.max_in_flight, settings.retry_after_s)
+        self.thumbnails = Room(settings.max_thumbnails, settings.retry_after_s)
+        self._waiting = 0
         # The event loop's own, five where Ray Serve gives an ingress a part of a CPU, are anybody's: whoever held them
         # would make the store look dead.
         self._threads = ThreadPoolExecutor(_STORE_THREADS, "store")
-
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """One of the requests that are worked on. Raises Refused (429) where there are too many."""
-        if self._in_flight >= self.settings.max_in_flight:
-            raise self.busy()
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
-    def busy(self) -> Refused:
-        wait = self.settings.retry_after_s
-        return Refused(429, "busy", f"too many requests: come again in {wait} s.", {"Retry-After": str(wait)})
 
     async def recommend(self, request: RecommendationRequest, after: BackgroundTasks) -> Recommendations:
         """The store and the retriever, without which there is no answer, have the service's deadline, the ranker the
@@ -158,7 +145,7 @@ class Service:
         try:
             return await within(method.remote(*arguments), seconds)
         except BackPressureError:
-            raise self.busy() from None
+            raise busy(self.settings.retry_after_s) from None
         except StoreUnavailable:  # its own, which could not read on
             raise
         except Exception as error:
@@ -226,14 +213,29 @@ class Service:
     async def item(self, item_id: str) -> ItemOut:
         """Raises Refused (404)."""
         stored = await self._stored_item(item_id)
-        if stored is not None and stored.status != "deleted":
+        if stored is not None and stored.status == "deleted":
+            raise not_found("item", item_id)
+        if stored is not None and stored.status != "ready":
             return stored_item(stored)
-        if stored is None:
-            position = await self._stored(CALL_SECONDS, self.store.position)
-            view: ItemView | None = await self._asked(self.main.retriever.item, item_id, position)
-            if view is not None:
-                return _item(view)
+        # What recommends it knows best what it says of it: a bundle made since then has keywords of its own.
+        view = await self._viewed(item_id)
+        if view is not None:
+            return _item(view)
+        if stored is not None:  # changed since it was read here
+            return stored_item(stored)
         raise not_found("item", item_id)
+
+    async def _viewed(self, item_id: str) -> ItemView | None:
+        """As the bundle sees it, or else the trial's: its items are recommended too."""
+        position = await self._stored(CALL_SECONDS, self.store.position)
+        view: ItemView | None = await self._asked(self.main.retriever.item, item_id, position)
+        if view is not None or self.trial is None:
+            return view
+        try:
+            return await within(self.trial.retriever.item.remote(item_id, position), _PROBE_SECONDS)
+        except Exception as error:  # Serve takes a trial away before it replaces the ingress that asks it
+            reason_of(error, "trial's retriever")
+            return None
 
     async def version(self, item_id: str) -> int | None:
         """Of an item that was put here, None of all others. Raises Refused (404) of a deleted one."""

@@ -124,6 +124,8 @@ class Dead:
         await asyncio.sleep(self.seconds)
         raise self.error
 
+    item = find
+
 
 class Counted:
     """In place of Ray's metrics."""
@@ -210,7 +212,7 @@ async def served(monkeypatch: pytest.MonkeyPatch, url: str, *words: str) -> Asyn
     beside = lanes.get("trial"), lanes.get("shadow")
     service = services.Service(settings, lanes["main"], *beside, store, Handle(summariser), metrics)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as dataset:
-        app = create_app(service, Pictures(config, shown_in(Path(dataset)), store), Keys(settings))
+        app = create_app(service, Pictures(config, [shown_in(Path(dataset))], store), Keys(settings))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             yield Served(client, lanes, store, metrics, app)
     summariser._loop.cancel()
@@ -723,6 +725,61 @@ def test_too_many_requests_are_told_to_come_again(serve: Callable[..., None]) ->
     serve(scenario, "serve.max_in_flight=2", "serve.retry_after_s=2")
 
 
+def test_thumbnails_take_no_place_of_recommendations(
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, decode = threading.Event(), pictures.load_image
+    monkeypatch.setattr(pictures, "load_image", lambda *given: done.wait(60) and decode(*given))
+
+    async def scenario(s: Served) -> None:
+        for number in range(3):
+            s.store.put_item(f"x{number}", "Mug", None, base64.b64decode(png()))
+        asked = [asyncio.create_task(s.client.get(f"/v1/items/x{number}/picture")) for number in range(3)]
+        await asyncio.sleep(0.5)
+        try:
+            await s.recommend(history=["i0"])
+        finally:
+            done.set()
+        answers = [await each for each in asked]
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 429]
+
+    serve(scenario, "serve.max_in_flight=1", "serve.max_thumbnails=2")
+
+
+def test_an_item_has_the_keywords_that_recommendations_name(serve: Callable[..., None]) -> None:
+    """The store's, until a bundle is made from the item as it is."""
+
+    async def scenario(s: Served) -> None:
+        async def keywords(title: str) -> list[str]:
+            put = await s.client.put("/v1/items/i0", json={"title": title, "text": "text i0"})
+            assert (put.status_code, put.json()["keywords"]) == (200, ["red", "mug", "new"])
+            shown = (await s.client.get("/v1/items/i0")).json()
+            assert (shown["title"], shown["status"]) == (title, "ready")
+            recommended = (await s.recommend(history=["i1"], candidates=["i0"], k=1))["items"]
+            assert recommended[0]["keywords"] == shown["keywords"]
+            return shown["keywords"]
+
+        s.ranker.keywords = (["red"], ["mug", "new"])
+        assert await keywords("another title") == ["red", "mug", "new"]
+        assert await keywords("title i0") == ["red", "mug"]
+
+    serve(scenario)
+
+
+def test_items_that_only_the_trial_has_are_shown(serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(s: Served) -> None:
+        async def nothing(item_id: str, position: int) -> None:
+            return None
+
+        monkeypatch.setattr(s.lanes["main"].retriever.replica, "item", nothing)
+        assert (await s.client.get("/v1/items/i0")).json()["title"] == "title i0"
+        await s.refused(404, "GET", "/v1/items/nothing")
+        s.lanes["trial"].retriever.replica = Dead()
+        await s.refused(404, "GET", "/v1/items/i0")
+
+    serve(scenario, "serve.trial.pipeline=x")
+
+
 def test_new_items_that_wait_for_keywords_take_nobodys_place(serve: Callable[..., None]) -> None:
     async def scenario(s: Served) -> None:
         go_on = asyncio.Event()
@@ -816,15 +873,18 @@ def test_without_keys_the_service_is_asked_by_its_own_names_alone(
     serve(scenario, 'serve.hosts=["shop.example"]')
 
 
-def test_with_keys_the_service_is_asked_by_any_name(
-    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("readers", "status"), [(True, 200), (False, 421)])
+def test_where_reading_needs_a_key_the_service_is_asked_by_any_name(
+    readers: bool, status: int, serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WRITERS", "w1")
+    monkeypatch.setenv("READERS", "r1")
 
     async def scenario(s: Served) -> None:
-        assert (await s.client.get("/v1/models", headers={"Host": "shop.example"})).status_code == 200
+        headers = {"Host": "shop.example", "Authorization": "Bearer w1"}
+        assert (await s.client.get("/v1/models", headers=headers)).status_code == status
 
-    serve(scenario, "serve.write_keys_env=WRITERS")
+    serve(scenario, "serve.write_keys_env=WRITERS", *(["serve.read_keys_env=READERS"] if readers else []))
 
 
 @pytest.mark.parametrize("host", ["https://shop.example", "shop.example:80", "Shop.example", "", "*"])
@@ -844,8 +904,8 @@ def test_a_lock_without_a_key_stays_shut(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_ingress_takes_more_than_it_works_on() -> None:
     with pytest.raises(ConfigError, match=r"serve\.ingress\.max_ongoing_requests: must be above"):
-        load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=100", "serve.max_waiting=28"])
-    load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=100", "serve.max_waiting=27"])
+        load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=80", "serve.max_waiting=48"])
+    load(None, ["data.format=shop", "run=/r", "serve.max_in_flight=80", "serve.max_waiting=47"])
 
 
 def test_health_readiness_models_and_descriptions(serve: Callable[..., None]) -> None:

@@ -41,7 +41,7 @@ def pictures(prepare: Callable[..., Prepared], tmp_path: Path) -> tuple[Pictures
     )
     store = SqliteStore(f"{tmp_path}/store.sqlite")
     config = load(None, ["data.format=shop", "run=/nowhere"])
-    return Pictures(config, done.folder, store), store, names
+    return Pictures(config, [done.folder], store), store, names
 
 
 def red(thumbnail: bytes) -> int:
