@@ -9,7 +9,8 @@ Part by part, each in processes of its own; a part that stands in the output is 
   its processes and the largest of them.
 - `async engine`, `LLM.generate`: the same prompts, made before, go to vLLM's own two interfaces, warm. Both get the
   job's arguments, threads, grammar and number of requests at a time, and are watched as it is. Their keywords are
-  compared with the job's.
+  compared with the job's. They and the job take turns, several rounds, and are compared within a round: a machine that
+  others share is not equally fast for an hour.
 - `changed`: of the largest catalogue a hundredth has another title; what is known is taken over.
 - `two engines`: the job again with `engine.concurrency=2`, on as many cores; its keywords are compared.
 - `checkpoint`: memory of Ray Data's own checkpoint by the number of finished ids, beside the index of this project.
@@ -39,6 +40,7 @@ from mmsrarec_ray.summarize.keywords import parse
 from mmsrarec_ray.summarize.render import Renderer
 from mmsrarec_ray.summarize.reuse import KEY, index
 
+JOBS = {"job": 1, "two engines": 2}  # by engines
 BARE = ("async engine", "LLM.generate")
 
 
@@ -187,27 +189,41 @@ def measure_jobs(report: Report, work: Path, sizes: list[int], settings: list[st
         report.part(f"job {size}", job, work / f"{size}", work / f"run-{size}", *settings)
     write_catalogue(work / "changed", sizes[-1], changed=True)
     report.part("changed", job, work / "changed", work / f"run-{sizes[-1]}", *settings)
-    for size in sizes[:-1]:
-        two = (*settings, "engine.concurrency=2")
-        report.part(f"two engines {size}", job, work / f"{size}", work / f"two-{size}", *two)
+    two = (*settings, "engine.concurrency=2")
+    report.part("two engines", job, work / f"{sizes[-2]}", work / f"two-{sizes[-2]}", *two)
 
 
-def measure_bare(report: Report, work: Path, sizes: list[int], settings: list[str]) -> None:
-    """vLLM's interfaces on the second last size; of all but the smallest, the smaller ones are its warming up."""
-    data, warm, size = work / f"{sizes[-2]}", sizes[-3], sizes[-2]
+def measure_rounds(report: Report, work: Path, sizes: list[int], settings: list[str], rounds: int) -> None:
+    """The job and vLLM's interfaces in turns on the second last size; the one before it is their warming up."""
+    warm, size = sizes[-3], sizes[-2]
+    data = work / f"{size}"
     config = load(None, words(data, Path("/nowhere"), *settings))
     expected = by_item(work / f"run-{size}")
     twice = by_item(work / f"two-{size}")
     report.part("two engines agree", lambda: {"same": same(expected, twice)})
-    for interface in BARE:
 
-        def compared(interface: str = interface) -> Measured:
-            with watched():  # it costs some time, here as in the job
-                measured = alone(bare, interface, config, data, warm, size)
-            agreed = same(expected, measured.pop("keywords"))
-            return measured | {"same": agreed}
+    def asked(interface: str) -> Measured:
+        with watched():  # it costs some time, here as in the job
+            measured = alone(bare, interface, config, data, warm, size)
+        agreed = same(expected, measured.pop("keywords"))
+        return measured | {"same": agreed}
 
-        report.part(interface, compared)
+    def once(number: int, concurrency: int) -> Measured:
+        """The same of the job."""
+        whole, begun = (
+            job(
+                work / f"{n}", work / f"turn-{number}-{concurrency}-{n}", f"engine.concurrency={concurrency}", *settings
+            )
+            for n in (size, warm)
+        )
+        spent = {name: value - begun["cpu_seconds"].get(name, 0) for name, value in whole["cpu_seconds"].items()}
+        return {"items": size - warm, "seconds": whole["seconds"] - begun["seconds"], "cpu_seconds": spent}
+
+    for number in range(rounds):
+        for name, concurrency in JOBS.items():
+            report.part(f"{name}, round {number}", once, number, concurrency)
+        for interface in BARE:
+            report.part(f"{interface}, round {number}", asked, interface)
 
 
 def same(expected: dict[str, Any], found: dict[str, Any]) -> float:
@@ -215,10 +231,10 @@ def same(expected: dict[str, Any], found: dict[str, Any]) -> float:
     return sum(found.get(item) == said for item, said in expected.items()) / len(expected)
 
 
-def tell(parts: dict[str, Any], sizes: list[int]) -> None:
+def tell(parts: dict[str, Any], sizes: list[int], rounds: int) -> None:
     """The tables, in Markdown."""
-    start, small, full, largest = sizes
-    table("what | items/s | of the async engine | equal keywords", speeds(parts, small, full))
+    start, *_, largest = sizes
+    table("what | items/s | of the async engine | equal keywords", speeds(parts, rounds))
     shown = [f"{size:,} items" for size in sizes]
     kinds = ("MiB at most", "memory_mib"), ("MiB of the largest process", "largest_mib"), ("processes", "processes")
     for unit, key in (*kinds, ("processor seconds", "cpu_seconds")):
@@ -227,7 +243,7 @@ def tell(parts: dict[str, Any], sizes: list[int]) -> None:
         table(
             " | ".join([unit, *shown]), [[name, *(f"{each.get(name, 0):,.0f}" for each in measured)] for name in names]
         )
-    table("processor ms an item | the job | " + " | ".join(BARE), costs(parts, small, full))
+    table("processor ms an item | the job | " + " | ".join(BARE), costs(parts, rounds))
     begun = parts[f"job {start}"]["seconds"]
     whole, changed = (parts[name]["seconds"] - begun for name in (f"job {largest}", "changed"))
     counts, ids = parts["changed"]["counts"], parts["checkpoint"]
@@ -239,27 +255,38 @@ def tell(parts: dict[str, Any], sizes: list[int]) -> None:
     )
 
 
-def speeds(parts: dict[str, Any], small: int, full: int) -> list[list[str]]:
-    """Name, items a second, as a share of the async engine's, share of keywords equal to the job's."""
-    rates = {}
-    for name in ("job", "two engines"):
-        seconds = parts[f"{name} {full}"]["seconds"] - parts[f"{name} {small}"]["seconds"]
-        rates[name] = (full - small) / seconds
-    rates |= {name: parts[name]["items"] / parts[name]["seconds"] for name in BARE}
+def rates(parts: dict[str, Any], rounds: int) -> dict[str, np.ndarray]:
+    """Items a second in each round, by what was measured."""
+    names = (*JOBS, *BARE)
+    taken = {name: [parts[f"{name}, round {number}"] for number in range(rounds)] for name in names}
+    return {name: np.array([each["items"] / each["seconds"] for each in turns]) for name, turns in taken.items()}
+
+
+def speeds(parts: dict[str, Any], rounds: int) -> list[list[str]]:
+    """Name, items a second, as a share of the async engine's in the same round, share of keywords equal to the job's:
+    the median of the rounds, and the least and the most."""
     equal = {"job": 1.0, "two engines": parts["two engines agree"]["same"]}
-    equal |= {name: parts[name]["same"] for name in BARE}
-    whole = rates["async engine"]
-    return [[name, f"{rate:.1f}", f"{rate / whole:.2f}", f"{100 * equal[name]:.2f} %"] for name, rate in rates.items()]
-
-
-def costs(parts: dict[str, Any], small: int, full: int) -> list[list[str]]:
-    """Processor milliseconds an item, by role, of the job (starting left out) and of each of vLLM's interfaces."""
-    before, after = (parts[f"job {size}"]["cpu_seconds"] for size in (small, full))
+    equal |= {name: parts[f"{name}, round 0"]["same"] for name in BARE}
+    found = rates(parts, rounds)
     rows = []
-    for name in sorted(after):
-        ours = (after[name] - before.get(name, 0)) / (full - small)
-        theirs = [parts[who]["cpu_seconds"].get(name, 0) / parts[who]["items"] for who in BARE]
-        rows.append([name, *(f"{1000 * each:.2f}" for each in (ours, *theirs))])
+    for name, rate in found.items():
+        shares = rate / found["async engine"]
+        cells = (
+            f"{np.median(each):.{n}f} ({each.min():.{n}f}–{each.max():.{n}f})" for each, n in ((rate, 1), (shares, 2))
+        )
+        rows.append([name, *cells, f"{100 * equal[name]:.2f} %"])
+    return rows
+
+
+def costs(parts: dict[str, Any], rounds: int) -> list[list[str]]:
+    """Processor milliseconds an item, by role, of the job (starting left out) and of each of vLLM's interfaces: the
+    median of the rounds."""
+    asked = ("job", *BARE)
+    turns = {who: [parts[f"{who}, round {number}"] for number in range(rounds)] for who in asked}
+    rows = []
+    for role in sorted(turns["job"][0]["cpu_seconds"]):
+        spent = ([each["cpu_seconds"].get(role, 0) / each["items"] for each in turns[who]] for who in asked)
+        rows.append([role, *(f"{1000 * np.median(each):.2f}" for each in spent)])
     return rows
 
 
@@ -267,18 +294,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--sizes", type=int, nargs=4, default=[16, 1_000, 10_000, 50_000], metavar="N", help="items of the catalogues")
+    add("--rounds", type=int, default=3, help="in which the job and vLLM's interfaces take turns (3)")
     add("--ids", type=int, default=5_000_000, help="in Ray Data's checkpoint (5,000,000)")
     add("--output", type=Path, default=Path("runs/bench/summarize.json"), help="where the figures are written")
     add("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an engine of one CPU
-    report = Report(options.output, {"sizes": options.sizes, "ids": options.ids, "settings": options.settings})
+    measured = {name: getattr(options, name) for name in ("sizes", "rounds", "ids", "settings")}
+    report = Report(options.output, measured)
     work = options.output.absolute().with_suffix("")
     report.part("machine", lambda: {"machine": platform.machine(), "cpus": os.cpu_count()})
     measure_jobs(report, work, options.sizes, options.settings)
-    measure_bare(report, work, options.sizes, options.settings)
+    measure_rounds(report, work, options.sizes, options.settings, options.rounds)
     report.part("checkpoint", alone, checkpoint, work / "checkpoint", options.ids)
-    tell(report.parts, options.sizes)
+    tell(report.parts, options.sizes, options.rounds)
 
 
 if __name__ == "__main__":
