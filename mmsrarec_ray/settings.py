@@ -331,10 +331,11 @@ class Rank(Settings):
     its keywords, those of one half, or its title, which needs no summaries."""
     similar_users: bool = True
     """Show what similar users chose next."""
-    evidence: tuple[Literal["cooccurrence", "encoder", "segments", "moments", "popularity"], ...] = ()
+    evidence: tuple[Literal["cooccurrence", "succession", "encoder", "segments", "moments", "popularity"], ...] = ()
     """What is said of a candidate beside itself, as levels from 0 to 9: how often others chose it soon after items of
-    the history, how likely the retriever's encoder holds it next, how much users of the same segments like its keywords
-    (`methods.segments`), how many of the similar moments (`retrieve.voters`) chose it next, how many users chose it."""
+    the history, how many times as often right after its last item as at all, how likely the retriever's encoder holds
+    it next, how much users of the same segments like its keywords (`methods.segments`), how many of the similar moments
+    (`retrieve.voters`) chose it next, how many users chose it."""
     liked: NonNegativeInt = 0
     """Show so many words of each half that users of the same segments (`methods.segments`) like best; 0: none."""
     max_text_chars: PositiveInt = 500

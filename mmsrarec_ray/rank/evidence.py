@@ -1,6 +1,6 @@
 """What others say of a candidate, in words: the paper's retrieval (section 3.2) does not look at the candidate.
 
-Five kinds, each a number that only compares candidates, told as a level from 0 to 9 that a model can read. Level n of
+Six kinds, each a number that only compares candidates, told as a level from 0 to 9 that a model can read. Level n of
 a sign that is there at all: one in 2^n or fewer random items of the core, put to training users, has as strong a one.
 """
 
@@ -20,11 +20,12 @@ from mmsrarec_ray.rank.segments import FoldedSegments
 from mmsrarec_ray.retrieve.cooccurrence import Cooccurrence
 from mmsrarec_ray.store import Folder
 
-Kind = Literal["cooccurrence", "encoder", "segments", "moments", "popularity"]
+Kind = Literal["cooccurrence", "succession", "encoder", "segments", "moments", "popularity"]
 LEVELS = 10
 SCALE = "evidence.json"
 _SAID: dict[Kind, str] = {
     "cooccurrence": "with this history",
+    "succession": "after the last item",
     "encoder": "after such a history",
     "segments": "for its keywords",
     "moments": "by similar users",
@@ -34,6 +35,7 @@ EXPLAINED = "How often a candidate was chosen is told from 0 to 9."
 NOBODY = -1
 """The number of a user that the dataset does not have."""
 _DECAY = 0.8  # weight of an item of the history against the one after it
+_DOUBT = 5  # what followed an item counts as if so many followers more were anybody's
 
 Votes = Mapping[int, float]
 """Next items of similar moments by number, and their shares."""
@@ -90,6 +92,7 @@ class Signs:
         items = np.concatenate([np.zeros(0, np.int64), *candidates]).astype(np.int64)
         found = {
             "cooccurrence": lambda: self._together(asking.histories, rows, items, own),
+            "succession": lambda: self._succeeding(asking.histories, rows, items, own),
             "encoder": lambda: self._likely(asking, rows, items),
             "segments": lambda: self._likelier(asking, rows, items),
             "moments": lambda: _voted(asking.votes, rows, items),
@@ -117,6 +120,27 @@ class Signs:
         weight = _DECAY**age
         total = np.bincount(pair, weight, len(rows))
         return np.bincount(pair, weight * count / followers, len(rows)) / np.maximum(total, 1e-12)
+
+    @cached_property
+    def _successions(self) -> Cooccurrence:
+        """Pairs of an item and the one right after it."""
+        return Cooccurrence.of(self.train, self.n_items, 1)
+
+    def _succeeding(
+        self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, own: Sequences
+    ) -> np.ndarray:
+        """How many times as often others chose the candidate right after the last item of the history as they chose it
+        at all: float64 (p,). What hangs together tells itself so from what is liked by the same people."""
+        last = np.array([each[-1] if len(each) else -1 for each in histories], np.int64)[rows]
+        there = last >= 0
+        rows, items, last = rows[there], items[there], last[there]
+        followed = self._successions.without(own, rows, last, items)
+        followers = self._successions.followers(own, rows, last)
+        times = self._counts[items] - _own_counts(own, rows, items)
+        choices = len(self.train.items) - own.lengths[rows]
+        found = np.zeros(len(there))
+        found[there] = followed / (followers + _DOUBT) * choices / np.maximum(times, 1)
+        return found
 
     def _likely(self, asking: Asking, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """P(candidate next) by the retriever's encoder: float64 (p,)."""

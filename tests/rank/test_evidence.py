@@ -66,11 +66,20 @@ def test_signs_are_those_of_a_log_that_never_had_the_user() -> None:
     for user in range(len(train)):
         rest = train.take(np.arange(len(train)) != user)
         with_it, never = (
-            Signs(("cooccurrence", "popularity"), each, Cooccurrence.of(each, items, window=3), items)
+            Signs(("cooccurrence", "succession", "popularity"), each, Cooccurrence.of(each, items, window=3), items)
             for each in (train, rest)
         )
         asked = asking(np.array([user]), [np.arange(5)]), [np.arange(items)]
         np.testing.assert_allclose(with_it(*asked), never(*asked))
+
+
+def test_successions_by_hand() -> None:
+    """Of the 9 choices 3 were of 1 and 2 of 2. Right after 0 came 1, 1 and 2; right after 1 came 2."""
+    asked = asking(NEW.repeat(3), [np.array([3, 0]), np.array([0, 1]), np.zeros(0, np.int64)])
+    found = signs("succession")(asked, [np.array([1, 2, 4])] * 3)
+    np.testing.assert_allclose(found[0], [[2 / 8 / (3 / 9), 1 / 8 / (2 / 9), 0]])
+    np.testing.assert_allclose(found[1], [[0, 1 / 6 / (2 / 9), 0]])
+    np.testing.assert_array_equal(found[2], [[0, 0, 0]])
 
 
 def liking(word: str) -> Segments:
