@@ -130,7 +130,7 @@ class Signs:
         self, histories: Sequence[np.ndarray], rows: np.ndarray, items: np.ndarray, own: Sequences
     ) -> np.ndarray:
         """How many times as often others chose the candidate right after the last item of the history as they chose it
-        at all: float64 (p,). What hangs together tells itself so from what is liked by the same people."""
+        at all: float64 (p,)."""
         last = np.array([each[-1] if len(each) else -1 for each in histories], np.int64)[rows]
         there = last >= 0
         rows, items, last = rows[there], items[there], last[there]

@@ -19,6 +19,7 @@ from mmsrarec_ray.serve import pictures as module
 from mmsrarec_ray.serve.pictures import Pictures
 from mmsrarec_ray.serve.sqlite import SqliteStore
 from mmsrarec_ray.serve.store import Item, StoreUnavailable
+from mmsrarec_ray.store import Folder
 from tests.data.conftest import Prepared, picture, prepare  # noqa: F401 - a fixture
 
 N = 150
@@ -95,6 +96,20 @@ def test_a_picture_is_decoded_once_for_all_who_ask_and_anew_when_the_item_change
             assert each is not None
             assert red(each) == colour
         assert len(decoded) == turn
+
+
+def test_an_item_has_the_picture_of_the_first_dataset_that_has_it(tmp_path: Path) -> None:
+    for name, reds in {"main": {"both": 200}, "trial": {"both": 10, "trial's": 100}}.items():
+        content = [picture(colour=f"rgb({red},0,0)") for red in reds.values()]
+        table = {"item_id": list(reds), "image": content, "image_uri": pa.nulls(len(reds), pa.string())}
+        (tmp_path / name / "items").mkdir(parents=True)
+        pq.write_table(pa.table(table), tmp_path / name / "items" / "part-0.parquet")
+    datasets = [Folder.at(str(tmp_path / name)) for name in ("main", "trial")]
+    config = load(None, ["data.format=shop", "run=/nowhere"])
+    shown = Pictures(config, datasets, SqliteStore(f"{tmp_path}/store.sqlite"))
+    found = [thumbnail(shown, item) for item in ("both", "trial's")]
+    assert [red(each) for each in found if each is not None] == [200, 100]
+    assert thumbnail(shown, "nobody's") is None
 
 
 def test_no_more_thumbnails_are_kept_than_fit(
