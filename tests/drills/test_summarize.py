@@ -25,19 +25,17 @@ from tests.drills.jobs import ENGINE, RENDERER, Job, kill, kill_node, processes
 N, BLOCK, BATCH = 320, 32, 16
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_items(folder: Path, count: int) -> None:
     shop = law.draw_shop(99, 1200)
-    folder = tmp_path_factory.mktemp("data")
-    pq.write_table(pa.Table.from_pylist([item_row(shop, index) for index in range(N)]), folder / "items.parquet")
-    return folder
+    pq.write_table(pa.Table.from_pylist([item_row(shop, index) for index in range(count)]), folder / "items.parquet")
 
 
 @dataclass
 class Summary(Job):
-    """A summary job on the cluster, and what it has written so far."""
+    """A summary job on the cluster, and what it has written so far. items: how many it is to summarise."""
 
     run: Path
+    items: int
 
     def staged(self) -> int:
         """Rows in the parts of the unfinished run."""
@@ -48,7 +46,7 @@ class Summary(Job):
         """Seconds until so many rows stand there."""
         waited = until(lambda: self.staged() >= rows or self.process.poll() is not None, what=f"{rows} rows")
         assert self.process.poll() is None, "the job ended before anything was killed"
-        assert rows <= self.staged() < N
+        assert rows <= self.staged() < self.items
         return waited
 
     def write_twice(self) -> None:
@@ -58,14 +56,17 @@ class Summary(Job):
 
 
 @pytest.fixture
-def start(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Callable[..., Summary]]:
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Summary]]:
     jobs: list[Summary] = []
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
 
-    def start(*settings: str) -> Summary:
-        words = [f"run={tmp_path}", f"data.path={data}", "data.format=tables", "data.interactions=null"]
+    def start(*settings: str, items: int = N) -> Summary:
+        write_items(data, items)
+        words = [f"run={run}", f"data.path={data}", "data.format=tables", "data.interactions=null"]
         words += [f"summarize.rows_per_part={BLOCK}", f"engine.batch_size={BATCH}", f"engine.max_num_seqs={BATCH}"]
         job = Job.start("summarize", *words, f"ray.address={cluster.address}", *settings)
-        jobs.append(Summary(job.process, tmp_path))
+        jobs.append(Summary(job.process, run, items))
         return jobs[-1]
 
     yield start
@@ -124,10 +125,10 @@ def test_a_job_goes_on_whatever_is_killed(cluster: Cluster, start: Callable[...,
 def test_an_engine_that_keeps_dying_ends_the_job_with_its_own_message(
     cluster: Cluster, start: Callable[..., Summary], book: Book
 ) -> None:
-    """Both engines that it asked for work, and both die."""
-    job = start("engine.max_restarts=0", "engine.concurrency=2")
+    """Both engines that it asked for work, and both die. Either may be there long before the other: so many items."""
+    job = start("engine.max_restarts=0", "engine.concurrency=2", items=1200)
+    until(lambda: len(processes(ENGINE)) == 2, what="the second engine")
     job.wait_for(2 * BLOCK)
-    assert len(processes(ENGINE)) == 2
     kill(ENGINE)
     code, last, error = job.end()
     assert code == 1, error
